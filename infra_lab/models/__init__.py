@@ -1,0 +1,1 @@
+"""Model configuration, weights, tokenizer and the transformer itself."""

@@ -1,0 +1,1 @@
+"""Paged KV cache: fixed blocks, block tables, sharing, prefix reuse."""

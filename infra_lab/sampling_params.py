@@ -1,0 +1,79 @@
+"""How one request wants its tokens chosen, and when it wants them to end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from infra_lab.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Parameters of one request, with the names and the meaning of the OpenAI API and of vLLM.
+
+    Raises InvalidRequestError for a value outside its range, naming the field, the value and the range.
+    """
+
+    n: int = 1
+    """How many continuations of the same prompt; they share the prompt's KV blocks."""
+    max_tokens: int | None = 128
+    """At most this many new tokens; None: up to the model's context."""
+    min_tokens: int = 0
+    """No end-of-sequence, stop token or stop string before this many new tokens."""
+    temperature: float = 1.0
+    """Divides the logits; 0 means greedy."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches this (nucleus sampling, Holtzman 2019)."""
+    min_p: float = 0.0
+    """Drop tokens less probable than this fraction of the most probable one (Nguyen 2024)."""
+    repetition_penalty: float = 1.0
+    """Divide positive and multiply negative logits of tokens in prompt or output (CTRL, Keskar 2019)."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of every token that the output has."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for every time that the output has it."""
+    seed: int | None = None
+    """The same seed gives the same tokens, whatever else is in the batch; None: a fresh one."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    logprobs: int | None = None
+    """Return log-probabilities of the chosen token and of this many most probable ones."""
+    stop: Sequence[str] = ()
+    """Strings that end the output; the text ends before the first one."""
+    stop_token_ids: Sequence[int] = ()
+    """Token ids that end the output, like the model's own end of sequence."""
+    include_stop: bool = False
+    """Keep the stop string in the text."""
+    ignore_eos: bool = False
+    """Go on past the end-of-sequence token (for benchmarks)."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        checks = (
+            ("n", self.n >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
+            ("min_tokens", self.min_tokens >= 0, "at least 0"),
+            ("temperature", 0.0 <= self.temperature < float("inf"), "0 (greedy) or a positive number"),
+            ("top_k", self.top_k >= 0, "0 (keep all) or a positive number"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "a positive number"),
+            ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]"),
+            ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0, or None"),
+            ("stop", all(self.stop), "strings that are not empty"),
+        )
+        for name, is_valid, expected in checks:
+            if not is_valid:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)!r}; it must be {expected}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0

@@ -1,0 +1,74 @@
+"""What the scheduler hands to an executor, and what comes back: the seam between policy and computation."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from infra_lab.paged_kv.block_manager import BlockCopy
+from infra_lab.scheduler.request import Request
+
+NO_TOKEN = -1
+
+
+class Chunk(NamedTuple):
+    """Compute tokens `start` to `start + num_tokens` of one request; sample after them if they are its last ones."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step: decodes (one token each) and prefill chunks, mixed under one token budget."""
+
+    step: int
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
+    """Blocks to copy before anything is computed (copy-on-write)."""
+    admitted: list[Request] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+    num_tokens: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not self.chunks
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities of one generated token, of the model's own distribution (before temperature and penalties)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 for the most probable token."""
+    top: list[tuple[int, float]]
+    """The most probable tokens, best first: (token id, log-probability)."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What an executor computed for a plan."""
+
+    token_ids: list[int]
+    """One entry a chunk of the plan, in its order: the sampled token, or NO_TOKEN for a chunk short of its last token."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """By position in the plan, for the requests that asked for them."""
+    timings_s: dict[str, float] = field(default_factory=dict)
+    """Where the step's time went: "prepare", "forward", "sample"."""
+
+
+class Executor(Protocol):
+    """Computes plans; knows nothing of queues.
+
+    `execute` reads the requests in the plan and mutates none of them. KV of the planned tokens is in the cache when it
+    returns. If it raises, nothing of the step counts, and the same plan may be executed again.
+    """
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run the model over the plan's tokens and sample where a request's last token was computed."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; a second call does nothing."""
+        ...
