@@ -35,3 +35,7 @@ class MissingExtraError(InfraLabError, ImportError):
 
 class InvariantError(InfraLabError, AssertionError):
     """An internal count that does not add up; raised by the integrity checks, with the numbers."""
+
+
+class QueueFullError(InfraLabError, RuntimeError):
+    """The waiting queue has reached its admission limit; try again later."""

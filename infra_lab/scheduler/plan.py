@@ -54,6 +54,8 @@ class StepResult:
     """One entry a chunk of the plan, in its order: the sampled token, or NO_TOKEN for a chunk short of its last token."""
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     """By position in the plan, for the requests that asked for them."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """By position in the plan: why no token could be sampled (logits that are not finite, say)."""
     timings_s: dict[str, float] = field(default_factory=dict)
     """Where the step's time went: "prepare", "forward", "sample"."""
 

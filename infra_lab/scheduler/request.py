@@ -1,19 +1,22 @@
 """One request's life.
 
-          add                    admitted                finished, stopped, length
-    ─────────────▶ WAITING ──────────────────▶ RUNNING ───────────────────────────▶ FINISHED
-                      ▲                           │                                    ▲
-                      └───────────────────────────┘                                    │
-                        preempted: blocks freed,           aborted, from either ───────┘
+          add                    admitted                stop, length, error
+    ─────────────▶ WAITING ──────────────────▶ RUNNING ──────────────────────▶ FINISHED
+                      ▲ │                         │ │                             ▲
+                      │ │                         │ └─────────────────────────────┤
+                      │ └─────────────────────────┼───────────────────────────────┘
+                      └───────────────────────────┘        abort, from either
+                        preempted: blocks freed,
                         tokens kept, to be recomputed
 
 There is no prefill state and no decode state: a request has `len(token_ids)` tokens, of which `num_computed` have their
-KV in the cache. Whenever the two differ by one it decodes, by more it prefills, and the scheduler only closes the gap.
+KV in the cache. Where the two differ by one it decodes, by more it prefills; the scheduler only ever closes the gap.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from infra_lab.paged_kv.sequence import KVSequence
 from infra_lab.sampling_params import SamplingParams
 
 
@@ -25,53 +28,49 @@ class Status(Enum):
     FINISHED = "finished"
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """A prompt, what was generated so far, and what the scheduler and the block manager know of it.
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request(KVSequence):
+    """A prompt and what was generated so far; as a KVSequence it also carries its block table.
 
-    Only the scheduler writes to it, between two steps. An executor reads `token_ids`, `block_table`, `params` and the
-    penalties' window `num_prompt_tokens`, and changes nothing.
+    Only the scheduler writes to it (through the block manager for the KVSequence part), between two steps. An executor
+    reads it and changes nothing.
     """
 
     request_id: str
-    token_ids: list[int]
-    """Prompt, then output. Grows by the sampled token at each update."""
     params: SamplingParams
     arrival_s: float = 0.0
     priority: int = 0
     """Lower goes first."""
-    cache_salt: str = ""
-    """Requests share cached prefixes only with requests of the same salt (one tenant's prompts stay its own)."""
+    seed: int = 0
+    """What the sampler draws from; the request's own, or a fresh one where it gave none."""
     stop_token_ids: frozenset[int] = frozenset()
     """The model's end-of-sequence tokens (unless ignored) and the request's own stop tokens."""
-    parent_id: str | None = None
-    """For the second and later of `n` samples: the request it was forked from."""
+    forks: list["Request"] = field(default_factory=list)
+    """The other samples of the same prompt (`n` > 1), until they are forked off once the prompt is computed."""
     sample_index: int = 0
+    """Which of the `n` samples this is."""
 
     num_prompt_tokens: int = field(init=False)
     max_total_tokens: int = field(init=False, default=0)
-    """Prompt and output together may not grow past this; set when the scheduler accepts the request."""
+    """Prompt and output together may not grow past this; set by the scheduler when it accepts the request."""
     min_total_tokens: int = field(init=False, default=0)
+    """Stop tokens count only from this length on."""
     status: Status = field(init=False, default=Status.WAITING)
     finish_reason: str | None = field(init=False, default=None)
     num_computed: int = field(init=False, default=0)
     """Tokens whose KV lies in the cache: always a prefix of `token_ids`."""
-    block_table: list[int] = field(init=False, default_factory=list)
-    """Physical blocks in order; belongs to the block manager, which mutates it in place."""
-    capacity: int = field(init=False, default=0)
-    """Tokens that the block table has room for without asking the block manager."""
     num_cached: int = field(init=False, default=0)
-    """Prompt tokens found in the prefix cache at the latest admission."""
+    """Tokens found in the prefix cache at the latest admission."""
     num_preemptions: int = field(init=False, default=0)
     sequence_number: int = field(init=False, default=0)
-    """Order of arrival at the scheduler; breaks ties of equal arrival times."""
+    """Order of arrival at the scheduler; decides between equal arrival times."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
 
     @property
-    def sort_key(self) -> tuple[int, float, int]:
-        """Smaller is more urgent: priority, then arrival."""
+    def urgency(self) -> tuple[int, float, int]:
+        """Sorts requests, the most urgent first: by priority, then by arrival."""
         return (self.priority, self.arrival_s, self.sequence_number)
 
     @property

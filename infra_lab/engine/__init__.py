@@ -1,0 +1,1 @@
+"""The engine: model, scheduler and cache behind one step loop."""

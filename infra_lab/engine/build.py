@@ -1,0 +1,84 @@
+"""From a configuration to an engine that is ready to step."""
+
+from typing import NamedTuple
+
+import torch
+
+from infra_lab.clock import Clock, WallClock
+from infra_lab.engine.config import EngineConfig, ResolvedConfig, resolve_config
+from infra_lab.engine.core import EngineCore
+from infra_lab.engine.torch_executor import TorchExecutor
+from infra_lab.errors import ConfigError
+from infra_lab.models.config import ModelConfig
+from infra_lab.models.fetch import resolve_model
+from infra_lab.models.loading import load_model
+from infra_lab.models.tokenizer import load_tokenizer
+from infra_lab.models.transformer import CausalLM
+from infra_lab.models.weights import open_checkpoint
+from infra_lab.paged_kv.block_manager import BlockManager
+from infra_lab.paged_kv.kv_memory import KVMemory
+from infra_lab.scheduler.scheduler import Scheduler
+
+
+class Engine(NamedTuple):
+    """The parts, for those who want to look inside."""
+
+    core: EngineCore
+    model: CausalLM
+    kv_memory: KVMemory
+    resolved: ResolvedConfig
+
+
+def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
+    """Find the model, check the settings, load the weights, allocate the KV memory, connect the parts.
+
+    Raises ModelNotFoundError, UnsupportedModelError, CorruptModelError or ConfigError.
+    """
+    clock = clock or WallClock()
+    path = resolve_model(config.model)
+    checkpoint = open_checkpoint(path, load_format=config.load_format)
+    resolved = resolve_config(config, checkpoint.config)
+    tokenizer = load_tokenizer(path)
+    model = load_model(
+        checkpoint,
+        dtype=resolved.dtype,
+        device=resolved.device,
+        scheme=resolved.scheme,
+        max_model_len=resolved.max_model_len,
+    )
+    num_blocks = resolved.num_kv_blocks or _blocks_left_on_gpu(config, checkpoint.config, resolved)
+    kv_memory = KVMemory(
+        num_layers=checkpoint.config.num_layers,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        num_kv_heads=checkpoint.config.num_kv_heads,
+        head_dim=checkpoint.config.head_dim,
+        dtype=resolved.dtype,
+        device=resolved.device,
+    )
+    blocks = BlockManager(num_blocks, config.block_size, enable_prefix_cache=config.enable_prefix_cache)
+    executor = TorchExecutor(model, kv_memory, dtype=resolved.dtype, device=resolved.device)
+    core = EngineCore(
+        Scheduler(resolved.scheduler, blocks, clock),
+        executor,
+        tokenizer,
+        vocab_size=checkpoint.config.vocab_size,
+        clock=clock,
+    )
+    return Engine(core, model, kv_memory, resolved)
+
+
+def _blocks_left_on_gpu(config: EngineConfig, model: ModelConfig, resolved: ResolvedConfig) -> int:
+    """Blocks that fit into the GPU's share once the weights are loaded, less what a full step's activations take."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info(resolved.device)
+    widest = max(3 * model.intermediate_size, 4 * model.hidden_size, 2 * model.q_size)
+    activations = resolved.scheduler.max_batched_tokens * widest * 4
+    logits = resolved.scheduler.max_num_seqs * model.vocab_size * 4 * 4
+    budget = free_bytes - int(total_bytes * (1 - config.gpu_memory_fraction)) - activations - logits
+    num_blocks = budget // (model.kv_bytes_per_token(resolved.dtype.itemsize) * config.block_size)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"after the weights, {free_bytes:,} of the GPU's {total_bytes:,} bytes are free, and gpu_memory_fraction = "
+            f"{config.gpu_memory_fraction} leaves none for the KV cache; raise it, or choose a smaller model"
+        )
+    return num_blocks

@@ -1,0 +1,134 @@
+"""What a user asks of the engine, and what becomes of it on this machine."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from infra_lab.errors import ConfigError
+from infra_lab.hardware.machine import available_memory_bytes
+from infra_lab.models.config import ModelConfig
+from infra_lab.quantization import LinearScheme, parse_scheme
+from infra_lab.scheduler.config import SchedulerConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU_KV_BYTES = 1 << 30
+"""Without a wish of the user, the KV cache of a CPU engine takes this much, if a quarter of the free memory allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that can be set, each with a default that suits a laptop. `resolve_config` checks it."""
+
+    model: str = "tiny"
+    """"tiny", a name that `infra-lab fetch` knows, a Hugging Face folder, or a .gguf file."""
+    load_format: Literal["auto", "dummy"] = "auto"
+    """"dummy": random weights for the model's config.json, for speed runs."""
+    device: str = "auto"
+    dtype: str = "auto"
+    """"float32", "bfloat16", "float16"; "auto": bfloat16 where the hardware multiplies it natively, else float32."""
+    quantization: str | None = None
+    max_model_len: int | None = None
+    """Tokens of prompt and output together; None: the model's own context."""
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    """Size of the paged KV memory; None: see `resolve_config`."""
+    num_kv_blocks: int | None = None
+    """The same in blocks; overrides `kv_cache_bytes`."""
+    gpu_memory_fraction: float = 0.9
+    """Share of a GPU's memory that weights and KV cache may take together."""
+    enable_prefix_cache: bool = True
+    max_num_seqs: int = 64
+    max_batched_tokens: int = 1024
+    max_prefill_chunk: int | None = None
+    enable_chunked_prefill: bool = True
+    max_waiting: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """The same with every "auto" and None replaced by what it means here."""
+
+    device: torch.device
+    dtype: torch.dtype
+    scheme: LinearScheme
+    max_model_len: int
+    num_kv_blocks: int | None
+    """None on a GPU with no wish of the user: what the weights leave is known once they are loaded."""
+    scheduler: SchedulerConfig
+
+
+def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
+    """Decide device, dtype, context and KV size, in this order; each step may use the ones before.
+
+    Raises ConfigError with the value, what was expected, and what to change.
+    """
+    # 1. Where to run.
+    device = _device(config.device)
+    # 2. In which precision, and with which weights.
+    dtype = _dtype(config.dtype, device)
+    scheme = parse_scheme(config.quantization, device=device, dtype=dtype)
+    # 3. How long a sequence may get.
+    max_model_len = model.max_position if config.max_model_len is None else config.max_model_len
+    if not 1 <= max_model_len <= model.max_position:
+        raise ConfigError(f"max_model_len is {max_model_len}; the model's context is 1 to {model.max_position} tokens")
+    # 4. How much KV memory: at least room for one sequence of some length, at most what the machine has.
+    if config.block_size < 1:
+        raise ConfigError(f"block_size is {config.block_size}; it must be at least 1")
+    block_bytes = model.kv_bytes_per_token(dtype.itemsize) * config.block_size
+    num_kv_blocks = _num_kv_blocks(config, device, block_bytes)
+    # 5. What a step may hold.
+    scheduler = SchedulerConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_batched_tokens=config.max_batched_tokens,
+        max_prefill_chunk=config.max_prefill_chunk,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        max_waiting=config.max_waiting,
+    )
+    return ResolvedConfig(device, dtype, scheme, max_model_len, num_kv_blocks, scheduler)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}; use 'auto', 'cpu', 'cuda' or 'cuda:1'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported; use 'cpu' or 'cuda'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no CUDA GPU here; use device='cpu'")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        is_native = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+        return torch.bfloat16 if is_native else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}; known: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _num_kv_blocks(config: EngineConfig, device: torch.device, block_bytes: int) -> int | None:
+    if config.num_kv_blocks is not None:
+        if config.num_kv_blocks < 1:
+            raise ConfigError(f"num_kv_blocks is {config.num_kv_blocks}; it must be at least 1")
+        return config.num_kv_blocks
+    wanted_bytes = config.kv_cache_bytes
+    if wanted_bytes is None:
+        if device.type == "cuda":
+            return None
+        wanted_bytes = min(CPU_KV_BYTES, available_memory_bytes() // 4)
+    if wanted_bytes < block_bytes:
+        raise ConfigError(
+            f"the KV cache would get {wanted_bytes:,} bytes, less than one block of {block_bytes:,}; "
+            "raise kv_cache_bytes, or lower block_size"
+        )
+    return wanted_bytes // block_bytes

@@ -1,0 +1,155 @@
+"""The step loop: schedule, execute, update, hand out. One thread at a time; `LLM` and `AsyncEngine` drive it."""
+
+import secrets
+from collections.abc import Sequence
+from itertools import count
+
+from infra_lab.clock import Clock
+from infra_lab.engine.output_stream import OutputStream
+from infra_lab.engine.outputs import OutputDelta
+from infra_lab.engine.recorder import FlightRecorder
+from infra_lab.engine.sampling import validate
+from infra_lab.errors import InvalidRequestError
+from infra_lab.models.tokenizer import Tokenizer
+from infra_lab.sampling_params import SamplingParams
+from infra_lab.scheduler.plan import NO_TOKEN, Executor, StepPlan, StepResult
+from infra_lab.scheduler.request import Request
+from infra_lab.scheduler.scheduler import Scheduler
+
+
+class EngineCore:
+    """A scheduler, an executor and the streams of the requests between them."""
+
+    def __init__(
+        self, scheduler: Scheduler, executor: Executor, tokenizer: Tokenizer, *, vocab_size: int, clock: Clock
+    ) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self.tokenizer = tokenizer
+        self.recorder = FlightRecorder()
+        self.clock = clock
+        self._vocab_size = vocab_size
+        self._streams: dict[str, OutputStream] = {}
+        self._ids = count()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request runs or waits."""
+        return self.scheduler.has_work
+
+    def is_open(self, request_id: str) -> bool:
+        """Whether any sample of the request has not ended yet."""
+        return any(stream.public_id == request_id for stream in self._streams.values())
+
+    def add(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        arrival_s: float | None = None,
+    ) -> str:
+        """Queue a prompt; return its id. With `n` > 1 its samples share that id and differ by index.
+
+        Raises InvalidRequestError or QueueFullError, with nothing changed.
+        """
+        validate(params, self._vocab_size)
+        for token_id in prompt_token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequestError(f"token id {token_id} is outside the vocabulary of {self._vocab_size}")
+        public_id = f"request-{next(self._ids)}" if request_id is None else request_id
+        if public_id in self._streams:
+            raise InvalidRequestError(f"request id {public_id!r} is in use; choose another one")
+        eos = () if params.ignore_eos else self.tokenizer.eos_token_ids
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        samples = [
+            Request(
+                token_ids=list(prompt_token_ids),
+                cache_salt=cache_salt,
+                request_id=public_id if index == 0 else f"{public_id}#{index}",
+                params=params,
+                arrival_s=self.clock.now() if arrival_s is None else arrival_s,
+                priority=priority,
+                seed=seed,
+                stop_token_ids=frozenset((*eos, *params.stop_token_ids)),
+                sample_index=index,
+            )
+            for index in range(params.n)
+        ]
+        samples[0].forks = samples[1:]
+        self.scheduler.add(samples[0])
+        for sample in samples:
+            self._streams[sample.request_id] = OutputStream(sample, public_id, self.tokenizer)
+        return public_id
+
+    def abort(self, request_id: str) -> list[OutputDelta]:
+        """End all samples of a request; return their last deltas, or nothing if it is not known (any more)."""
+        members = [key for key, stream in self._streams.items() if stream.public_id == request_id]
+        for key in members:
+            self.scheduler.abort(key)
+        return [self._streams.pop(key).end() for key in members]
+
+    def step(self) -> list[OutputDelta]:
+        """Run one step; return what it added to each sample.
+
+        If the executor raises, the requests of the step end with reason "error" and the exception goes on; all others,
+        and the engine, are unharmed.
+        """
+        start_s = self.clock.now()
+        plan = self.scheduler.schedule()
+        scheduled_s = self.clock.now()
+        if plan.is_empty:
+            return []
+        try:
+            result = self.executor.execute(plan)
+        except BaseException:
+            # The plan's copies may be undone and its blocks half-written: none of its requests can go on.
+            for chunk in plan.chunks:
+                if not chunk.request.is_finished:
+                    self.scheduler.finish(chunk.request, "error")
+            raise
+        executed_s = self.clock.now()
+        finished = self.scheduler.update(plan, result)
+        updated_s = self.clock.now()
+        deltas = self._emit(plan, result, finished, start_s, updated_s)
+        end_s = self.clock.now()
+        timings_s = {
+            "schedule": scheduled_s - start_s,
+            **result.timings_s,
+            "update": updated_s - executed_s,
+            "output": end_s - updated_s,
+        }
+        self.recorder.record(
+            plan, result, finished, self.scheduler, start_s=start_s, duration_s=end_s - start_s, timings_s=timings_s
+        )
+        return deltas
+
+    def failed(self, message: str) -> list[OutputDelta]:
+        """The last deltas of requests that ended without a word of their own: after `step` raised, for one."""
+        members = [key for key, stream in self._streams.items() if stream.request.is_finished]
+        return [self._streams.pop(key).end(message) for key in members]
+
+    def _emit(
+        self, plan: StepPlan, result: StepResult, finished: list[Request], start_s: float, now_s: float
+    ) -> list[OutputDelta]:
+        deltas = []
+        for position, (chunk, token_id) in enumerate(zip(plan.chunks, result.token_ids, strict=True)):
+            request = chunk.request
+            stream = self._streams.get(request.request_id)
+            if stream is None:  # aborted while the step ran
+                continue
+            if stream.metrics.first_scheduled_s is None:
+                stream.metrics.first_scheduled_s = start_s
+            if position in result.errors:
+                deltas += self.failed(result.errors[position])
+            if token_id == NO_TOKEN:
+                continue
+            deltas.append(stream.push(token_id, result.logprobs.get(position), now_s))
+            if deltas[-1].finish_reason is not None:
+                if not request.is_finished:  # a stop string, which only the text shows
+                    self.scheduler.finish(request, "stop")
+                    finished.append(request)
+                del self._streams[request.request_id]
+        return deltas

@@ -1,0 +1,131 @@
+"""`LLM`: the engine as a Python object, one call from prompts to text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from infra_lab.clock import Clock
+from infra_lab.engine.build import build_engine
+from infra_lab.engine.config import EngineConfig
+from infra_lab.engine.outputs import OutputDelta, RequestOutput, SampleOutput
+from infra_lab.engine.recorder import FlightRecorder
+from infra_lab.errors import InvalidRequestError
+from infra_lab.models.tokenizer import Tokenizer
+from infra_lab.sampling_params import SamplingParams
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A model, loaded and ready. Keyword arguments are the fields of `EngineConfig`.
+
+    >>> llm = LLM("tiny")
+    >>> llm.generate(["Hello"], SamplingParams(max_tokens=16, temperature=0.0))[0].text
+
+    Not for several threads at once; `AsyncEngine` is.
+    """
+
+    def __init__(self, model: str = "tiny", *, clock: Clock | None = None, **settings: Any) -> None:
+        self.config = EngineConfig(model=model, **settings)
+        engine = build_engine(self.config, clock)
+        self.core = engine.core
+        self.model = engine.model
+        self.kv_memory = engine.kv_memory
+        self.resolved = engine.resolved
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.core.tokenizer
+
+    @property
+    def recorder(self) -> FlightRecorder:
+        """What every step did."""
+        return self.core.recorder
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        return self.model.weight_bytes
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Complete all prompts (texts or token ids), batched continuously; outputs are in the order of the prompts.
+
+        One `SamplingParams` for all, or one for each. Raises InvalidRequestError before anything is generated if any
+        of the prompts cannot be served.
+        """
+        prompts = _as_list(prompts)
+        all_params = self._params_for(prompts, params)
+        outputs: dict[str, RequestOutput] = {}
+        try:
+            for prompt, prompt_params in zip(prompts, all_params, strict=True):
+                token_ids = self.encode(prompt)
+                request_id = self.core.add(token_ids, prompt_params)
+                samples = [SampleOutput() for _ in range(prompt_params.n)]
+                text = prompt if isinstance(prompt, str) else None
+                outputs[request_id] = RequestOutput(request_id, text, token_ids, samples)
+            for delta in self._run():
+                outputs[delta.request_id].samples[delta.index].add(delta)
+        except BaseException:
+            for request_id in outputs:
+                self.core.abort(request_id)
+            raise
+        return list(outputs.values())
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[OutputDelta]:
+        """Complete one prompt; yield what each step adds. Closing the iterator early ends the request."""
+        request_id = self.core.add(self.encode(prompt), params or SamplingParams())
+        try:
+            for delta in self._run():
+                if delta.request_id == request_id:
+                    yield delta
+        finally:
+            self.core.abort(request_id)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+    ) -> RequestOutput:
+        """Answer a conversation, in the model's own chat format."""
+        return self.generate([self.chat_prompt(messages)], params)[0]
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Write a conversation as the model's chat template does, ready for an answer."""
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; ids pass through."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def close(self) -> None:
+        """Give back model and KV memory."""
+        self.core.executor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> Iterator[OutputDelta]:
+        while self.core.has_work:
+            yield from self.core.step()
+
+    def _params_for(
+        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> Sequence[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise InvalidRequestError(f"{len(prompts)} prompts but {len(params)} SamplingParams; give one, or one each")
+        return params
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Accept a single prompt where a list of prompts is expected."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""One sample on its way out: tokens become text, text is watched for stop strings, times are taken."""
+
+from infra_lab.engine.outputs import OutputDelta, RequestMetrics
+from infra_lab.engine.stop_strings import StopChecker
+from infra_lab.models.detokenizer import IncrementalDetokenizer
+from infra_lab.models.tokenizer import Tokenizer
+from infra_lab.scheduler.plan import TokenLogprobs
+from infra_lab.scheduler.request import Request
+
+
+class OutputStream:
+    """Turns the tokens of one request, one at a time, into deltas. Nothing is ever emitted that is later taken back."""
+
+    def __init__(self, request: Request, public_id: str, tokenizer: Tokenizer) -> None:
+        params = request.params
+        self.request = request
+        self.public_id = public_id
+        self.metrics = RequestMetrics(request.arrival_s, num_prompt_tokens=request.num_prompt_tokens)
+        self._eos_token_ids = tokenizer.eos_token_ids
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._stops = StopChecker(params.stop, params.include_stop)
+
+    def push(self, token_id: int, logprobs: TokenLogprobs | None, now_s: float) -> OutputDelta:
+        """Take the token that a step sampled. A delta with finish_reason "stop" ends the request if it runs still."""
+        metrics, request = self.metrics, self.request
+        if metrics.first_token_s is None:
+            metrics.first_token_s = now_s
+            metrics.num_cached_tokens = request.num_cached
+        metrics.last_token_s = now_s
+        metrics.num_output_tokens += 1
+        metrics.num_preemptions = request.num_preemptions
+        ends_by_token = request.finish_reason == "stop"
+        text = "" if ends_by_token and not request.params.include_stop else self._detokenizer.add(token_id)
+        is_armed = metrics.num_output_tokens >= request.params.min_tokens
+        watched = self._stops.push(text, armed=is_armed)
+        text = watched.emit
+        finish_reason = request.finish_reason
+        stop_reason: str | int | None = None
+        if watched.matched is not None:
+            finish_reason, stop_reason = "stop", watched.matched
+        elif finish_reason is not None:
+            text += self._drain()
+            if ends_by_token and token_id not in self._eos_token_ids:
+                stop_reason = token_id
+        new_logprobs = [] if logprobs is None else [logprobs]
+        return self._delta(text, [token_id], new_logprobs, finish_reason, stop_reason, None)
+
+    def end(self, error: str | None = None) -> OutputDelta:
+        """Close a request that ended without a new token (aborted, failed)."""
+        return self._delta(self._drain(), [], [], self.request.finish_reason, None, error)
+
+    def _drain(self) -> str:
+        watched = self._stops.push(self._detokenizer.flush())
+        return watched.emit + ("" if watched.matched is not None else self._stops.flush())
+
+    def _delta(
+        self,
+        text: str,
+        token_ids: list[int],
+        logprobs: list[TokenLogprobs],
+        finish_reason: str | None,
+        stop_reason: str | int | None,
+        error: str | None,
+    ) -> OutputDelta:
+        return OutputDelta(
+            self.public_id,
+            self.request.sample_index,
+            text,
+            token_ids,
+            logprobs,
+            finish_reason,
+            stop_reason,
+            error,
+            self.metrics,
+        )

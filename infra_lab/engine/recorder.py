@@ -1,0 +1,121 @@
+"""The flight recorder: one record a step, and the only thing that widgets, metrics and traces read."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from infra_lab.paged_kv.block_manager import BlockManager
+from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
+from infra_lab.scheduler.request import Request
+from infra_lab.scheduler.scheduler import Scheduler
+
+
+class ChunkRecord(NamedTuple):
+    """What one request had computed in one step."""
+
+    request_id: str
+    start: int
+    num_tokens: int
+    token_id: int | None
+    """The token sampled after it; None for a chunk short of the prompt's end."""
+
+
+class Admission(NamedTuple):
+    """A request that began to run, and how many of its tokens the prefix cache had."""
+
+    request_id: str
+    num_cached_tokens: int
+
+
+class Ending(NamedTuple):
+    """A request that ended in a step, and why."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step of the engine: who, how much, why, and where the time went."""
+
+    step: int
+    start_s: float
+    """On the engine's clock."""
+    duration_s: float
+    chunks: tuple[ChunkRecord, ...]
+    admitted: tuple[Admission, ...]
+    preempted: tuple[str, ...]
+    finished: tuple[Ending, ...]
+    num_running: int
+    num_waiting: int
+    used_blocks: int
+    total_blocks: int
+    num_copies: int
+    """Blocks copied on write."""
+    timings_s: dict[str, float] = field(default_factory=dict)
+    """Parts of the duration: schedule, prepare, forward, sample, update, output."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def num_decodes(self) -> int:
+        """Requests that computed one token and got the next."""
+        return sum(chunk.num_tokens == 1 and chunk.token_id is not None for chunk in self.chunks)
+
+
+class FlightRecorder:
+    """Keeps the latest `max_steps` records; `steps` is a list of them, oldest first."""
+
+    def __init__(self, max_steps: int = 100_000) -> None:
+        self._steps: deque[StepRecord] = deque(maxlen=max_steps)
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        """A copy of the records."""
+        return list(self._steps)
+
+    @property
+    def last(self) -> StepRecord | None:
+        """The newest record."""
+        return self._steps[-1] if self._steps else None
+
+    def clear(self) -> None:
+        """Forget all records."""
+        self._steps.clear()
+
+    def record(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        finished: list[Request],
+        scheduler: Scheduler,
+        *,
+        start_s: float,
+        duration_s: float,
+        timings_s: dict[str, float],
+    ) -> StepRecord:
+        """Write down a step that has just been updated."""
+        blocks: BlockManager = scheduler.blocks
+        record = StepRecord(
+            step=plan.step,
+            start_s=start_s,
+            duration_s=duration_s,
+            chunks=tuple(
+                ChunkRecord(chunk.request.request_id, chunk.start, chunk.num_tokens, None if token == NO_TOKEN else token)
+                for chunk, token in zip(plan.chunks, result.token_ids, strict=True)
+            ),
+            admitted=tuple(Admission(request.request_id, request.num_cached) for request in plan.admitted),
+            preempted=tuple(request.request_id for request in plan.preempted),
+            finished=tuple(Ending(request.request_id, request.finish_reason or "") for request in finished),
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            used_blocks=blocks.num_blocks - blocks.num_free_blocks,
+            total_blocks=blocks.num_blocks,
+            num_copies=len(plan.copies),
+            timings_s=timings_s,
+        )
+        self._steps.append(record)
+        return record

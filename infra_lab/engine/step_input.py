@@ -1,0 +1,123 @@
+"""From a plan to tensors: which rows, which positions, which slots, and how rows form groups for attention.
+
+Decodes come first, shortest first, so that those of similar length form one padded group; every prefill chunk is a group
+of its own. All of this is done once a step; the layers only use it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+import kernels
+from infra_lab.models.transformer import StepInput
+from infra_lab.scheduler.plan import Chunk, StepPlan
+
+MAX_PADDING = 0.25
+"""A decode group may hold this share of padding, in blocks, before the longer sequences get a group of their own ..."""
+FREE_PADDING_BLOCKS = 64
+"""... but so many blocks of padding cost less than one more group."""
+
+
+class PreparedStep(NamedTuple):
+    """The tensors, and which chunks of the plan the sample rows belong to, in order."""
+
+    inputs: StepInput
+    sampled_positions: list[int]
+    """Indices into `plan.chunks`, one for each sample row."""
+
+
+def prepare_step(plan: StepPlan, *, block_size: int, dtype: torch.dtype, device: torch.device) -> PreparedStep:
+    """Lay out the plan's tokens as the model wants them."""
+    decodes = [i for i, chunk in enumerate(plan.chunks) if chunk.num_tokens == 1]
+    prefills = [i for i, chunk in enumerate(plan.chunks) if chunk.num_tokens > 1]
+    if len(decodes) > 1:
+        decodes.sort(key=lambda i: plan.chunks[i].start)
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    sample_rows: list[int] = []
+    sampled_positions: list[int] = []
+    for i in decodes + prefills:
+        request, start, num_tokens = plan.chunks[i]
+        end, table = start + num_tokens, request.block_table
+        token_ids += request.token_ids[start:end]
+        positions += range(start, end)
+        slots += [table[p // block_size] * block_size + p % block_size for p in range(start, end)]
+        if end == len(request.token_ids):
+            sample_rows.append(len(token_ids) - 1)
+            sampled_positions.append(i)
+    groups = _decode_groups([plan.chunks[i] for i in decodes], block_size, dtype, device)
+    row = len(decodes)
+    for i in prefills:
+        groups.append(_prefill_group(plan.chunks[i], row, block_size, dtype, device))
+        row += plan.chunks[i].num_tokens
+    # One transfer for all: on a GPU four small copies would cost more than the numbers in them.
+    lengths = [len(token_ids), len(token_ids), len(token_ids), len(sample_rows)]
+    flat = torch.tensor(token_ids + positions + slots + sample_rows, dtype=torch.int64).to(device, non_blocking=True)
+    tokens, places, kv_slots, rows = torch.split(flat, lengths)
+    return PreparedStep(StepInput(tokens, places, kv_slots, groups, rows), sampled_positions)
+
+
+def _decode_groups(
+    decodes: Sequence[Chunk], block_size: int, dtype: torch.dtype, device: torch.device
+) -> list[kernels.QueryGroup]:
+    """Cut decodes, sorted by length, into groups of little padding."""
+    groups: list[kernels.QueryGroup] = []
+    num_blocks = [chunk.start // block_size + 1 for chunk in decodes]
+    end = len(decodes)
+    while end:
+        start, padding = end - 1, 0
+        while start:
+            more = padding + num_blocks[end - 1] - num_blocks[start - 1]
+            if more > max(FREE_PADDING_BLOCKS, MAX_PADDING * num_blocks[end - 1] * (end - start + 1)):
+                break
+            start, padding = start - 1, more
+        groups.append(_decode_group(decodes[start:end], start, block_size, dtype, device))
+        end = start
+    return groups
+
+
+def _decode_group(
+    decodes: Sequence[Chunk], row: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> kernels.QueryGroup:
+    lengths = [chunk.start + 1 for chunk in decodes]
+    key_len = lengths[-1]
+    width = (key_len - 1) // block_size + 1
+    if len(decodes) == 1:
+        blocks = _blocks(decodes[0].request.block_table[:width], device)
+        return kernels.QueryGroup(row, 1, 1, key_len, blocks, None, False)
+    table: list[int] = []
+    for chunk, length in zip(decodes, lengths, strict=True):
+        used = chunk.request.block_table[: (length - 1) // block_size + 1]
+        table += used
+        table += [used[0]] * (width - len(used))  # any block will do: its keys are masked
+    mask = None
+    if lengths[0] < key_len:
+        visible = torch.arange(key_len) < torch.tensor(lengths).unsqueeze(1)  # [B, Tk]
+        mask = _additive(visible[:, None, None, :], dtype).to(device)
+    return kernels.QueryGroup(row, len(decodes), 1, key_len, torch.tensor(table, device=device), mask, False)
+
+
+def _prefill_group(
+    chunk: Chunk, row: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> kernels.QueryGroup:
+    end = chunk.start + chunk.num_tokens
+    blocks = _blocks(chunk.request.block_table[: (end - 1) // block_size + 1], device)
+    if chunk.start == 0:
+        return kernels.QueryGroup(row, 1, chunk.num_tokens, end, blocks, None, True)
+    visible = torch.arange(end) <= torch.arange(chunk.start, end).unsqueeze(1)  # [Tq, Tk]
+    mask = _additive(visible, dtype).to(device)
+    return kernels.QueryGroup(row, 1, chunk.num_tokens, end, blocks, mask, False)
+
+
+def _blocks(table: list[int], device: torch.device) -> torch.Tensor | slice:
+    """One sequence's blocks: a slice where they are consecutive, which spares attention the gather."""
+    first = table[0]
+    if table == list(range(first, first + len(table))):
+        return slice(first, first + len(table))
+    return torch.tensor(table, device=device)
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))

@@ -1,0 +1,52 @@
+"""The executor that computes with torch in this process, on a CPU or one GPU."""
+
+from time import perf_counter
+
+import torch
+
+from infra_lab.engine.sampling import Sampler
+from infra_lab.engine.step_input import prepare_step
+from infra_lab.models.transformer import CausalLM
+from infra_lab.paged_kv.kv_memory import KVMemory
+from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
+
+
+class TorchExecutor:
+    """Runs a model over a paged KV memory (see `Executor` for the contract)."""
+
+    def __init__(self, model: CausalLM, kv_memory: KVMemory, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.model = model
+        self.kv_memory = kv_memory
+        self.sampler = Sampler()
+        self._dtype, self._device = dtype, device
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Copy blocks, run the model over the plan's tokens, sample; all of it has happened on return."""
+        begin = perf_counter()
+        self.kv_memory.apply(plan.copies)
+        prepared = prepare_step(plan, block_size=self.kv_memory.block_size, dtype=self._dtype, device=self._device)
+        prepared_at = perf_counter()
+        logits = self.model.forward(prepared.inputs, self.kv_memory.layers)  # [S, V]
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        computed_at = perf_counter()
+        result = StepResult([NO_TOKEN] * len(plan.chunks))
+        positions = prepared.sampled_positions
+        if positions:
+            sampled = self.sampler.sample(logits, [plan.chunks[i].request for i in positions])
+            for row, i in enumerate(positions):
+                result.token_ids[i] = sampled.token_ids[row]
+            result.logprobs = {positions[row]: logprobs for row, logprobs in sampled.logprobs.items()}
+            result.errors = {positions[row]: message for row, message in sampled.errors.items()}
+        result.timings_s = {
+            "prepare": prepared_at - begin,
+            "forward": computed_at - prepared_at,
+            "sample": perf_counter() - computed_at,
+        }
+        return result
+
+    def close(self) -> None:
+        """Give back the model and the KV memory; a second call does nothing."""
+        self.kv_memory.layers = []
+        self.model.layers = []

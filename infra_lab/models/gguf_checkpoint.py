@@ -1,0 +1,81 @@
+"""A GGUF file as a checkpoint: Hugging Face names and row order, floating-point tensors, one at a time."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from infra_lab.errors import CorruptModelError, UnsupportedModelError
+from infra_lab.models.config import ModelConfig
+from infra_lab.models.gguf_config import Metadata, config_from_gguf
+from infra_lab.models.gguf_dequantize import SUPPORTED_TYPES, dequantize_into
+from infra_lab.models.gguf_file import GGUFFile, GGUFTensorInfo
+from infra_lab.models.gguf_names import hf_name, source_rows
+from infra_lab.models.gguf_rope import ROPE_DIVISORS, rope_scaling_from_divisors, rope_scaling_from_keys
+from infra_lab.models.weights_shapes import check_shapes
+
+_PUBLISHED_DTYPES = {"F32": "float32", "F16": "float16"}
+
+
+class GGUFCheckpoint:
+    """Implements `weights.Checkpoint` for a GGUF file. Everything but the values is checked at construction.
+
+    Raises what GGUFFile raises; CorruptModelError for missing, unknown or misshapen tensors and impossible sizes;
+    UnsupportedModelError for another architecture, RoPE scaling or quantization type.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.file = GGUFFile(self.path)
+        self._infos = {info.name: info for info in self.file.tensors}
+        divisors = self._infos.pop(ROPE_DIVISORS, None)
+        meta = Metadata(self.file.metadata, self.path)
+        names = {name: hf_name(name) for name in self._infos}
+        embedding = self._infos.get("token_embd.weight")
+        dtype = _PUBLISHED_DTYPES.get(embedding.type.name, "bfloat16") if embedding is not None else "bfloat16"
+        config = config_from_gguf(meta, {name for name in names.values() if name}, dtype)
+        scaling = rope_scaling_from_keys(meta, config.max_position)
+        if divisors is not None:
+            scaling = rope_scaling_from_divisors(self._values(divisors), config, meta)
+        self.config: ModelConfig = replace(config, rope_scaling=scaling)
+        self._tensors: dict[str, GGUFTensorInfo] = {}
+        for info in self._infos.values():
+            name = names[info.name]
+            if name is None:
+                raise CorruptModelError(f"{self.path}: tensor {info.name!r} is none of a {config.architecture} model's")
+            if info.type.name not in SUPPORTED_TYPES:
+                raise UnsupportedModelError(
+                    f"{self.path}: tensor {info.name!r} has the quantization type {info.type.name}; the engine reads "
+                    f"{', '.join(SUPPORTED_TYPES)}; fetch the model in one of these"
+                )
+            self._tensors[name] = info
+        check_shapes(self.config, {name: info.shape for name, info in self._tensors.items()}, self.path)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors as the file packs them."""
+        return sum(info.num_bytes for info in self._tensors.values())
+
+    def tensor_names(self) -> list[str]:
+        """Return the names that `tensors` yields, in its order."""
+        return list(self._tensors)
+
+    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, new CPU tensor of `dtype`) in file order; nothing of a tensor stays resident but what was yielded."""
+        for name, info in self._tensors.items():
+            rows = source_rows(name, self.config)
+            tensor = torch.empty(info.shape, dtype=dtype)
+            if tensor.dim() == 1:  # norms and biases
+                values = self._values(info)
+                tensor.copy_(values if rows is None else values[rows])
+            else:
+                dequantize_into(tensor, self.file.packed(info), info.type.name, rows)
+            self.file.release(info)
+            yield name, tensor
+
+    def _values(self, info: GGUFTensorInfo) -> torch.Tensor:
+        """Return a one-dimensional tensor, as float32."""
+        values = torch.empty(1, info.shape[-1])
+        dequantize_into(values, self.file.packed(info), info.type.name)
+        return values[0]

@@ -1,0 +1,278 @@
+"""The block manager: paged KV memory with sharing, copy-on-write and prefix reuse (PagedAttention, Kwon 2023).
+
+KV memory is cut into blocks of `block_size` tokens, as an operating system cuts memory into pages. A sequence's table
+names its blocks in order; they may lie anywhere, and two sequences with a common prefix may name the same ones:
+
+    tokens              0 .. 15     16 .. 31    32 .. 47    48 .. 54              55 tokens / 16 = 3 full blocks + 7
+    sequence A       ┌───────────┬───────────┬───────────┬───────────┐
+    block_table      │     0     │     1     │     2     │     3     │
+                     └─────┬─────┴─────┬─────┴───────────┴───────────┘
+    physical blocks     0 (ref 2)   1 (ref 2)   2 (ref 1)   3 (ref 1)   4 (ref 1)   5 free   6 cached …
+                     ┌─────┴─────┬─────┴─────┬───────────────────────────────┐
+    block_table      │     0     │     1     │     4     │
+    sequence B       └───────────┴───────────┴───────────┘
+                      same first 32 tokens    its own
+
+A block's life:
+
+              grow (empty ones first)                      free, last reference, never registered
+      FREE ─────────────────────────────▶ USED ────────────────────────────────────────────────▶ FREE
+                                          │  ▲
+           free, last reference,          │  │ open: a later sequence has the same prefix
+           registered by commit           ▼  │
+                                         CACHED ── grow, when no FREE one is left: evicted, ──▶ USED (other contents)
+                                                   least recently used first
+
+This is bookkeeping only, without tensors. Whoever owns the KV memory applies the copies that `grow` returns.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from infra_lab.errors import ConfigError, InvariantError
+from infra_lab.paged_kv import integrity
+from infra_lab.paged_kv.free_list import FreeList
+from infra_lab.paged_kv.hashing import extend_block_hashes
+from infra_lab.paged_kv.prefix_index import PrefixIndex
+from infra_lab.paged_kv.sequence import KVSequence
+from infra_lab.paged_kv.snapshot import BlockInfo, BlockOwner, BlockState, CacheSnapshot, CacheStats
+
+
+class BlockCopy(NamedTuple):
+    """Copy one whole physical block, in all layers, before anything of the step is computed.
+
+    Apply copies in the order in which they were returned: a later one may write to what an earlier one read.
+    """
+
+    source: int
+    destination: int
+
+
+_NO_COPIES: tuple[BlockCopy, ...] = ()
+
+
+class BlockManager:
+    """Hands out blocks to sequences and finds the blocks that already hold their prefixes.
+
+    A sequence goes through `open` (once, with an empty table), then `grow` and `commit` around each step that computes
+    tokens of it, then `free`. The manager keeps no reference to it. A call costs O(blocks that it touches), however big
+    the pool is.
+
+    Raises ConfigError if `num_blocks` or `block_size` is not a positive whole number.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int = 16, *, enable_prefix_cache: bool = True) -> None:
+        for name, value in (("num_blocks", num_blocks), ("block_size", block_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_cache = enable_prefix_cache
+        self.stats = CacheStats()
+        self._ref_counts = [0] * num_blocks
+        self._free = FreeList(num_blocks)
+        self._index = PrefixIndex(num_blocks)
+        self._epoch = 0
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that may be handed out now: free ones, and cached ones that no sequence refers to."""
+        return len(self._free)
+
+    def match(self, seq: KVSequence) -> int:
+        """Return how many leading tokens of `seq` the prefix cache holds: whole blocks, never all tokens.
+
+        At least the last token is left to compute, since its logits are what the next token is sampled from. Changes
+        nothing but `seq.block_hashes`, which it extends. The answer holds until the next `grow`, which may evict.
+        """
+        return len(self._cached_prefix(seq)) * self.block_size
+
+    def open(self, seq: KVSequence) -> int:
+        """Claim the cached prefix that `match` finds, and return its length in tokens.
+
+        The blocks become part of the table and can no longer be evicted. Raises InvariantError if `seq` holds blocks.
+        """
+        if seq.block_table:
+            raise InvariantError(f"open() of a sequence that holds {len(seq.block_table)} blocks; free() it first")
+        blocks = self._cached_prefix(seq)
+        ref_counts = self._ref_counts
+        for block in blocks:
+            if not ref_counts[block]:
+                self._free.claim(block)
+            ref_counts[block] += 1
+        seq.block_table.extend(blocks)
+        seq.capacity = num_tokens = len(blocks) * self.block_size
+        seq.num_committed_blocks = len(blocks)
+        seq.cache_epoch = self._epoch
+        self.stats.queried_tokens += len(seq.token_ids)
+        self.stats.hit_tokens += num_tokens
+        return num_tokens
+
+    def blocks_to_grow(self, seq: KVSequence, num_tokens: int, start: int) -> int:
+        """Return how many free blocks `grow` with the same arguments would take."""
+        table = seq.block_table
+        num_held = len(table)
+        num_new = -(-num_tokens // self.block_size) - num_held
+        index = start // self.block_size
+        is_copied = index < num_held and self._ref_counts[table[index]] > 1
+        return max(num_new, 0) + is_copied
+
+    def grow(self, seq: KVSequence, num_tokens: int, start: int) -> tuple[BlockCopy, ...] | None:
+        """Make room for writing tokens `start` to `num_tokens`; None, and nothing changed, if blocks are short.
+
+        `start` is where the KV in the cache ends: everything before it is computed, nothing from it on.
+
+            0                                 start                          num_tokens      capacity
+            ├───────────┬───────────┬───────────┼───────────┬───────────┬────────┼───┐
+            │  shared   │  shared   │  its own or shared    │   fresh   │   fresh    │
+            ├───────────┴───────────┼───────────────────────┼───────────┴────────────┤
+              full: never written      the one block that      taken from the free
+              again, stays shared      needs a decision        list
+
+        Only the block that `start` falls into can be both shared and about to be written: a fork shares what was
+        computed, and that ends there. If another sequence refers to it, it is replaced by a fresh block, and the copy
+        to make is returned (copy-on-write). If none does (any more), it is written in place, and any hash that it was
+        registered under is forgotten. Sets `seq.capacity` to all that the table has room for.
+        """
+        if self.blocks_to_grow(seq, num_tokens, start) > len(self._free):
+            return None
+        table = seq.block_table
+        copies = _NO_COPIES
+        index = start // self.block_size
+        if index < len(table):
+            copies = self._make_writable(table, index)
+        elif not table:
+            seq.cache_epoch = self._epoch
+        num_new = -(-num_tokens // self.block_size) - len(table)
+        if num_new > 0:
+            table += self._take(num_new)
+        seq.capacity = len(table) * self.block_size
+        return copies
+
+    def commit(self, seq: KVSequence, num_computed: int) -> None:
+        """Register the blocks that are full now that KV of the first `num_computed` tokens is in the cache.
+
+        Call it after the computation, not when it is planned: from here on other sequences read these blocks. A block
+        whose contents another one already holds stays private to `seq`.
+        """
+        num_full = num_computed // self.block_size
+        first = seq.num_committed_blocks
+        if num_full <= first or not self.enable_prefix_cache or seq.cache_epoch != self._epoch:
+            return
+        extend_block_hashes(seq, self.block_size, num_full)
+        table, hashes, add = seq.block_table, seq.block_hashes, self._index.add
+        for i in range(first, num_full):
+            add(table[i], hashes[i])
+        seq.num_committed_blocks = num_full
+
+    def fork(self, parent: KVSequence, child: KVSequence, num_tokens: int) -> None:
+        """Let `child`, which holds no blocks, share the blocks of the first `num_tokens` tokens of `parent`.
+
+        Those tokens must be computed, and be the first ones of both; call it between two steps. A last block that is
+        only partly covered is shared too, and both capacities fall back to its border, so that whoever writes first
+        asks `grow` and gets a copy: 9 tokens / 4 = 2 full blocks + 1, so both capacities become 8.
+
+        Raises InvariantError if the child holds blocks, the salts differ, or the parent's blocks are too few.
+        """
+        num_full, num_partial = divmod(num_tokens, self.block_size)
+        num_shared = num_full + (num_partial > 0)
+        if child.block_table:
+            raise InvariantError(f"fork() into a sequence that holds {len(child.block_table)} blocks; free() it first")
+        if parent.cache_salt != child.cache_salt:
+            raise InvariantError(f"fork() across cache salts: {parent.cache_salt!r} and {child.cache_salt!r}")
+        if num_shared > len(parent.block_table):
+            raise InvariantError(
+                f"fork() at {num_tokens} tokens = {num_shared} blocks of {self.block_size}; "
+                f"the parent holds {len(parent.block_table)}"
+            )
+        shared = parent.block_table[:num_shared]
+        ref_counts = self._ref_counts
+        for block in shared:
+            ref_counts[block] += 1
+        child.block_table.extend(shared)
+        child.capacity = num_full * self.block_size
+        if num_partial:
+            parent.capacity = min(parent.capacity, child.capacity)
+        child.block_hashes = parent.block_hashes[:num_full]
+        child.num_committed_blocks = min(parent.num_committed_blocks, num_full)
+        child.cache_epoch = parent.cache_epoch
+
+    def free(self, seq: KVSequence) -> None:
+        """Drop all references of `seq`; a second call does nothing.
+
+        Goes from the end of the table to its start, so that a chain loses its tail before its head: a cached block is
+        of no use to anyone once a block before it is gone.
+        """
+        ref_counts, hash_of, free = self._ref_counts, self._index.hash_of, self._free
+        for block in reversed(seq.block_table):
+            ref_counts[block] -= 1
+            if not ref_counts[block]:
+                if hash_of[block] is None:
+                    free.put_empty(block)
+                else:
+                    free.put_cached(block)
+        seq.block_table.clear()
+        seq.capacity = 0
+        seq.num_committed_blocks = 0
+
+    def reset_prefix_cache(self) -> int:
+        """Forget all cached prefixes, for instance after new weights were loaded; returns how many blocks that were.
+
+        Running sequences keep their blocks, which just cannot be found any more. What they fill later is not registered
+        either, since it continues a prefix from before the reset, until such a sequence is freed and opened anew.
+        """
+        self._epoch += 1
+        self._free.forget_cached()
+        return self._index.clear()
+
+    def check_integrity(self, sequences: Iterable[KVSequence]) -> None:
+        """Recount everything against `sequences`, which must be all those that hold blocks; O(pool + tokens).
+
+        Raises InvariantError with the numbers of the first thing that does not add up.
+        """
+        integrity.check_all(self._free, self._index, self._ref_counts, self.block_size, sequences)
+
+    def snapshot(self) -> CacheSnapshot:
+        """Return a frozen picture of every block; O(pool)."""
+
+        def info(block: int) -> BlockInfo:
+            ref_count, block_hash = self._ref_counts[block], self._index.hash_of[block]
+            unused = BlockState.FREE if block_hash is None else BlockState.CACHED
+            return BlockInfo(block, BlockState.USED if ref_count else unused, ref_count, block_hash)
+
+        blocks = tuple(info(block) for block in range(self.num_blocks))
+        return CacheSnapshot(self.block_size, blocks, tuple(self._free.cached), replace(self.stats))
+
+    def owners(self, sequences: Iterable[KVSequence]) -> tuple[tuple[BlockOwner, ...], ...]:
+        """Return for each physical block which of `sequences` have it in their tables, and where."""
+        owners: list[list[BlockOwner]] = [[] for _ in range(self.num_blocks)]
+        for seq in sequences:
+            for index, block in enumerate(seq.block_table):
+                owners[block].append(BlockOwner(seq, index))
+        return tuple(tuple(entries) for entries in owners)
+
+    def _cached_prefix(self, seq: KVSequence) -> list[int]:
+        if not self.enable_prefix_cache or not len(self._index):
+            return []
+        num_blocks = max(len(seq.token_ids) - 1, 0) // self.block_size
+        extend_block_hashes(seq, self.block_size, num_blocks)
+        return self._index.longest_prefix(seq.block_hashes, num_blocks)
+
+    def _make_writable(self, table: list[int], index: int) -> tuple[BlockCopy, ...]:
+        block = table[index]
+        if self._ref_counts[block] == 1:
+            self._index.remove(block)
+            return _NO_COPIES
+        self._ref_counts[block] -= 1
+        (table[index],) = self._take(1)
+        self.stats.copies += 1
+        return (BlockCopy(block, table[index]),)
+
+    def _take(self, num_blocks: int) -> list[int]:
+        blocks = self._free.take(num_blocks)
+        ref_counts, index = self._ref_counts, self._index
+        for block in blocks:
+            ref_counts[block] = 1
+            self.stats.evictions += index.remove(block)
+        return blocks

@@ -1,0 +1,46 @@
+"""The memory behind the block manager's numbers: one tensor a layer, [num_blocks, block_size, 2, Hkv, D]."""
+
+from collections.abc import Sequence
+
+import torch
+
+import kernels
+from infra_lab.paged_kv.block_manager import BlockCopy
+
+
+class KVMemory:
+    """Keys and values of all layers, addressed by physical block.
+
+    Zeroed at the start (on a CPU such pages cost nothing until they are written): attention masks what it must not see,
+    but zero times a stray NaN would still be NaN.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_blocks, block_size, 2, num_kv_heads, head_dim)
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.block_size = block_size
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole pool."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def apply(self, copies: Sequence[BlockCopy]) -> None:
+        """Make the copies that copy-on-write asked for, in all layers."""
+        if not copies:
+            return
+        device = self.layers[0].device
+        sources = torch.tensor([copy.source for copy in copies], device=device)
+        destinations = torch.tensor([copy.destination for copy in copies], device=device)
+        for layer in self.layers:
+            kernels.copy_blocks(layer, sources, destinations)

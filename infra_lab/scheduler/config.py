@@ -1,0 +1,49 @@
+"""The scheduler's limits."""
+
+from dataclasses import dataclass
+
+from infra_lab.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How much one step may hold, and how much may wait. Raises ConfigError for limits that contradict each other."""
+
+    max_model_len: int
+    """Tokens of prompt and output together, at most."""
+    max_num_seqs: int = 64
+    """Requests running at once."""
+    max_batched_tokens: int = 1024
+    """The token budget of one step."""
+    max_prefill_chunk: int | None = None
+    """Cap on one prompt's share of a step, so that a long prompt leaves room for others; None: the whole budget."""
+    enable_chunked_prefill: bool = True
+    """Whether a prompt may be computed over several steps."""
+    max_waiting: int | None = None
+    """Requests in the queue, at most; None: any number."""
+    watermark: float = 0.01
+    """Fraction of all blocks that admission leaves free, so that running requests can grow before they must preempt."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_prefill_chunk is not None and not 1 <= self.max_prefill_chunk <= self.max_batched_tokens:
+            raise ConfigError(
+                f"max_prefill_chunk is {self.max_prefill_chunk}; it must be between 1 and the step's token budget, "
+                f"max_batched_tokens = {self.max_batched_tokens}"
+            )
+        if self.max_num_seqs > self.max_batched_tokens:
+            raise ConfigError(
+                f"max_num_seqs = {self.max_num_seqs} requests would need as many tokens a step, but max_batched_tokens "
+                f"is {self.max_batched_tokens}; raise the budget or lower max_num_seqs"
+            )
+        if not self.enable_chunked_prefill and self.max_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"without chunked prefill a prompt of up to max_model_len = {self.max_model_len} tokens must fit in one "
+                f"step, but max_batched_tokens is {self.max_batched_tokens}; raise it, or enable chunked prefill"
+            )
+        if self.max_waiting is not None and self.max_waiting < 1:
+            raise ConfigError(f"max_waiting is {self.max_waiting}; it must be at least 1, or None for no limit")
+        if not 0.0 <= self.watermark < 1.0:
+            raise ConfigError(f"watermark is {self.watermark}; it must be in [0, 1)")

@@ -1,0 +1,87 @@
+"""What the prefix cache must do, in the plainest way: a dict from whole prefixes to blocks, and a time stamp for each free block.
+
+Nothing here is efficient, and nothing here uses the code under test: no hashes, no reference counts, no linked lists.
+"""
+
+from collections import Counter
+
+from infra_lab.paged_kv.sequence import KVSequence
+
+Prefix = tuple[str, tuple[int, ...]]  # salt, tokens
+
+
+class CacheModel:
+    """Told of every operation, it says what the manager should have done."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.cached: dict[Prefix, int] = {}
+        self.freed_at: dict[
+            int, tuple[int, int]
+        ] = {}  # block -> (when, minus its place in the table): smaller goes first
+        self.now = 0
+        self.num_offered: dict[KVSequence, int] = {}  # no entry: its KV is older than a reset and may not be registered
+        self.seen: Counter[str] = Counter()
+
+    def longest_prefix(self, seq: KVSequence) -> list[int]:
+        """The blocks that open() must find: short of the last token, and unbroken from the first."""
+        blocks: list[int] = []
+        for end in range(self.block_size, len(seq.token_ids), self.block_size):
+            block = self.cached.get((seq.cache_salt, tuple(seq.token_ids[:end])))
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def opened(self, seq: KVSequence, blocks: list[int]) -> None:
+        self.num_offered[seq] = len(blocks)
+        self.seen["hit" if blocks else "miss"] += 1
+
+    def forked(self, parent: KVSequence, child: KVSequence, num_tokens: int) -> None:
+        if parent in self.num_offered:
+            self.num_offered[child] = num_tokens // self.block_size
+        self.seen["fork, partial block" if num_tokens % self.block_size else "fork, whole blocks"] += 1
+
+    def reopened(self, block: int) -> None:
+        """A block that is written again holds its registered prefix no longer."""
+        self._forget(block)
+        self.seen["reopened"] += 1
+
+    def taken(self, blocks: list[int], owners: Counter[int]) -> None:
+        """Blocks are handed out in this order: any empty one, then cached ones, least recently used first."""
+        free = {block for block in range(self.num_blocks) if not owners[block]}
+        for block in blocks:
+            assert block in free, f"block {block} was handed out with {owners[block]} owners"
+            cached = free & set(self.cached.values())
+            if block in cached:
+                assert cached == free, f"block {block} was evicted with blocks {free - cached} empty"
+                assert block == self.eviction_order(cached)[0], f"block {block} was evicted out of turn"
+                self._forget(block)
+                self.seen["evicted"] += 1
+            free.remove(block)
+
+    def committed(self, seq: KVSequence, num_computed: int) -> None:
+        if seq not in self.num_offered:
+            return
+        for i in range(self.num_offered[seq], num_computed // self.block_size):
+            prefix = (seq.cache_salt, tuple(seq.token_ids[: (i + 1) * self.block_size]))
+            if self.cached.setdefault(prefix, seq.block_table[i]) != seq.block_table[i]:
+                self.seen["duplicate"] += 1
+            self.num_offered[seq] = i + 1
+
+    def freed(self, table: list[int], owners: Counter[int]) -> None:
+        self.now += 1
+        self.freed_at |= {block: (self.now, -i) for i, block in enumerate(table) if owners[block] == 1}
+
+    def reset(self, holding: list[KVSequence]) -> None:
+        self.cached.clear()
+        for seq in holding:
+            self.num_offered.pop(seq, None)
+        self.seen["reset"] += 1
+
+    def eviction_order(self, blocks: set[int]) -> list[int]:
+        return sorted(blocks, key=self.freed_at.__getitem__)
+
+    def _forget(self, block: int) -> None:
+        self.cached = {prefix: holder for prefix, holder in self.cached.items() if holder != block}

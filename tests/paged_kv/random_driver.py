@@ -1,0 +1,53 @@
+"""Random operations from a plain generator: no shrinking, but a hundred times as many a second as a stateful machine."""
+
+import random
+from collections import Counter
+from collections.abc import Collection
+
+from kv_world import CHECKS, KVWorld
+
+from infra_lab.paged_kv.block_manager import BlockManager
+
+MAX_LIVE = 6
+WEIGHTS = {  # so that caches fill up and stay full
+    "add": 10.0, "plan": 12.0, "plan_all_and_step": 12.0, "step": 6.0, "sample": 12.0,
+    "fork": 8.0, "preempt": 3.0, "resume": 4.0, "finish": 8.0, "reset": 0.3,
+}  # fmt: skip
+
+
+def drive(
+    rng: random.Random,
+    num_operations: int,
+    manager_class: type[BlockManager] = BlockManager,
+    checks: Collection[str] = CHECKS,
+) -> Counter[str]:
+    """Run random operations on a tiny cache, then drain it; return how often what happened, as the model saw it."""
+    world = KVWorld(rng.randint(2, 12), rng.randint(1, 4), manager_class, checks)
+    for operation in rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=num_operations):
+        apply(operation, world, rng)
+        world.check()
+    world.drain()
+    return world.model.seen if world.model else Counter()
+
+
+def apply(operation: str, world: KVWorld, rng: random.Random) -> None:
+    seq = rng.choice(world.live) if world.live else None
+    has_room = len(world.live) < MAX_LIVE
+    if operation == "add" and has_room:
+        world.add(rng.choices([0, 1], k=rng.randint(1, 14)), rng.choice(["", "", "", "tenant"]))
+    elif operation == "plan_all_and_step":
+        for live in world.live:
+            world.plan(live, rng.choice([1, 2, 5, 100]))
+        world.step()
+    elif operation == "step":
+        world.step()
+    elif operation == "reset":
+        world.reset()
+    elif operation == "plan" and seq:
+        world.plan(seq, rng.randint(1, 8))
+    elif operation == "sample" and seq:
+        world.sample(seq, rng.randint(0, 1))
+    elif operation == "fork" and seq and has_room:
+        world.fork(seq, rng.randint(0, 14), rng.choices([0, 1], k=rng.randint(1, 4)))
+    elif operation in ("preempt", "resume", "finish") and seq:
+        getattr(world, operation)(seq)

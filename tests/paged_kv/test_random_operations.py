@@ -1,0 +1,105 @@
+"""Tens of thousands of random operations in tiny caches, against a simulated KV memory and a brute-force model."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from kv_world import KVWorld, LiveSequence
+from random_driver import MAX_LIVE, drive
+
+# Two tokens and two salts: prefixes collide all the time.
+TOKENS = st.integers(0, 1)
+PICKS = st.integers(0, MAX_LIVE - 1)
+has_live = precondition(lambda self: self.world.live)
+
+
+class BlockManagerMachine(RuleBasedStateMachine):
+    """What a scheduler may do, in any order: hypothesis looks for an order that breaks it, and shrinks it."""
+
+    @initialize(num_blocks=st.integers(2, 12), block_size=st.integers(1, 4))
+    def make_world(self, num_blocks: int, block_size: int) -> None:
+        self.world = KVWorld(num_blocks, block_size)
+
+    def pick(self, n: int) -> LiveSequence:
+        return self.world.live[n % len(self.world.live)]
+
+    @precondition(lambda self: len(self.world.live) < MAX_LIVE)
+    @rule(tokens=st.lists(TOKENS, min_size=1, max_size=14), salt=st.sampled_from(["", "tenant"]))
+    def add(self, tokens: list[int], salt: str) -> None:
+        self.world.add(tokens, salt)
+
+    @has_live
+    @rule(n=PICKS, num_tokens=st.integers(1, 8))
+    def plan(self, n: int, num_tokens: int) -> None:
+        self.world.plan(self.pick(n), num_tokens)
+
+    @has_live
+    @rule(num_tokens=st.sampled_from([1, 2, 5, 100]))
+    def plan_all_and_step(self, num_tokens: int) -> None:
+        for seq in self.world.live:
+            self.world.plan(seq, num_tokens)
+        self.world.step()
+
+    @rule()
+    def step(self) -> None:
+        self.world.step()
+
+    @has_live
+    @rule(n=PICKS, token=TOKENS)
+    def sample(self, n: int, token: int) -> None:
+        self.world.sample(self.pick(n), token)
+
+    @precondition(lambda self: 0 < len(self.world.live) < MAX_LIVE)
+    @rule(n=PICKS, num_tokens=st.integers(0, 14), more_tokens=st.lists(TOKENS, min_size=1, max_size=4))
+    def fork(self, n: int, num_tokens: int, more_tokens: list[int]) -> None:
+        self.world.fork(self.pick(n), num_tokens, more_tokens)
+
+    @has_live
+    @rule(n=PICKS)
+    def preempt(self, n: int) -> None:
+        self.world.preempt(self.pick(n))
+
+    @has_live
+    @rule(n=PICKS)
+    def resume(self, n: int) -> None:
+        self.world.resume(self.pick(n))
+
+    @has_live
+    @rule(n=PICKS)
+    def finish(self, n: int) -> None:
+        self.world.finish(self.pick(n))
+
+    @rule()
+    def reset(self) -> None:
+        self.world.reset()
+
+    @invariant()
+    def everything_adds_up(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.drain()
+
+
+TestBlockManagerMachine = BlockManagerMachine.TestCase
+TestBlockManagerMachine.settings = settings(
+    max_examples=250, stateful_step_count=80, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_operations(seed: int) -> None:
+    rng = random.Random(seed)
+    seen: Counter[str] = Counter()
+    for _ in range(50):
+        seen += drive(rng, 200)
+    # The driver proves something only if it gets to the rare paths too.
+    for event in (
+        "hit", "miss", "evicted", "no room", "copy-on-write", "reopened", "duplicate",
+        "fork, partial block", "fork, whole blocks", "reset",
+    ):  # fmt: skip
+        assert seen[event] >= 20, f"{event!r} happened {seen[event]} times: {seen}"
