@@ -1,7 +1,6 @@
 """What comes out of the engine: pieces as they are generated, and the whole at the end."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from infra_lab.scheduler.plan import TokenLogprobs
 
@@ -43,7 +42,8 @@ class RequestMetrics:
         return None if self.last_token_s is None else self.last_token_s - self.arrival_s
 
 
-class OutputDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OutputDelta:
     """What one step added to one sample."""
 
     request_id: str

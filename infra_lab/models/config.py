@@ -1,9 +1,13 @@
 """What a decoder-only transformer is, as numbers: the one configuration every loader produces."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
+
+from infra_lab.errors import ConfigError
 
 Architecture = Literal["llama", "qwen2", "qwen3"]
+SUPPORTED_ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +34,10 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes and options of a Llama-like model (Llama, Qwen2, Qwen3 dense)."""
+    """Sizes and options of a Llama-like model (Llama, Qwen2, Qwen3 dense).
+
+    Raises ConfigError for sizes that no model can have, naming the field and the value.
+    """
 
     architecture: Architecture
     vocab_size: int
@@ -55,6 +62,29 @@ class ModelConfig:
     torch_dtype: str = "bfloat16"
     """The dtype that the weights were published in."""
     extra: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "max_position",
+        )
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads is {self.num_heads}; it must be a multiple of num_kv_heads, {self.num_kv_heads}"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary embedding needs an even number of dimensions")
+        for name in ("rope_theta", "rms_norm_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a positive number")
 
     @property
     def q_size(self) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from infra_lab.errors import CorruptModelError, UnsupportedModelError
-from infra_lab.models.config import ModelConfig
-from infra_lab.models.gguf_config import Metadata, config_from_gguf
+from infra_lab.models.config import ModelConfig, RopeScaling
+from infra_lab.models.gguf_config import Metadata, check_architecture, config_from_gguf
 from infra_lab.models.gguf_dequantize import SUPPORTED_TYPES, dequantize_into
 from infra_lab.models.gguf_file import GGUFFile, GGUFTensorInfo
 from infra_lab.models.gguf_names import hf_name, source_rows
@@ -28,28 +28,24 @@ class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.file = GGUFFile(self.path)
-        self._infos = {info.name: info for info in self.file.tensors}
-        divisors = self._infos.pop(ROPE_DIVISORS, None)
         meta = Metadata(self.file.metadata, self.path)
-        names = {name: hf_name(name) for name in self._infos}
-        embedding = self._infos.get("token_embd.weight")
-        dtype = _PUBLISHED_DTYPES.get(embedding.type.name, "bfloat16") if embedding is not None else "bfloat16"
-        config = config_from_gguf(meta, {name for name in names.values() if name}, dtype)
-        scaling = rope_scaling_from_keys(meta, config.max_position)
-        if divisors is not None:
-            scaling = rope_scaling_from_divisors(self._values(divisors), config, meta)
-        self.config: ModelConfig = replace(config, rope_scaling=scaling)
+        check_architecture(meta)
         self._tensors: dict[str, GGUFTensorInfo] = {}
-        for info in self._infos.values():
-            name = names[info.name]
-            if name is None:
-                raise CorruptModelError(f"{self.path}: tensor {info.name!r} is none of a {config.architecture} model's")
-            if info.type.name not in SUPPORTED_TYPES:
+        divisors: GGUFTensorInfo | None = None
+        for info in self.file.tensors:
+            self._check_type(info)
+            if info.name == ROPE_DIVISORS:
+                divisors = info
+            elif name := hf_name(info.name):
+                self._tensors[name] = info
+            else:
                 raise UnsupportedModelError(
-                    f"{self.path}: tensor {info.name!r} has the quantization type {info.type.name}; the engine reads "
-                    f"{', '.join(SUPPORTED_TYPES)}; fetch the model in one of these"
+                    f"{self.path}: tensor {info.name!r} is none of a {meta.architecture} model's that the engine knows"
                 )
-            self._tensors[name] = info
+        embedding = self._tensors.get("model.embed_tokens.weight")
+        dtype = _PUBLISHED_DTYPES.get(embedding.type.name, "bfloat16") if embedding else "bfloat16"
+        config = config_from_gguf(meta, self._tensors, dtype)
+        self.config: ModelConfig = replace(config, rope_scaling=self._rope_scaling(config, meta, divisors))
         check_shapes(self.config, {name: info.shape for name, info in self._tensors.items()}, self.path)
 
     @property
@@ -62,7 +58,7 @@ class GGUFCheckpoint:
         return list(self._tensors)
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, new CPU tensor of `dtype`) in file order; nothing of a tensor stays resident but what was yielded."""
+        """Yield (name, new CPU tensor of `dtype`) in file order; of the file itself nothing stays resident."""
         for name, info in self._tensors.items():
             rows = source_rows(name, self.config)
             tensor = torch.empty(info.shape, dtype=dtype)
@@ -73,6 +69,23 @@ class GGUFCheckpoint:
                 dequantize_into(tensor, self.file.packed(info), info.type.name, rows)
             self.file.release(info)
             yield name, tensor
+
+    def _check_type(self, info: GGUFTensorInfo) -> None:
+        if info.type.name not in SUPPORTED_TYPES:
+            raise UnsupportedModelError(
+                f"{self.path}: tensor {info.name!r} has the quantization type {info.type.name}; the engine reads "
+                f"{', '.join(SUPPORTED_TYPES)}; fetch the model in one of these"
+            )
+
+    def _rope_scaling(self, config: ModelConfig, meta: Metadata, divisors: GGUFTensorInfo | None) -> RopeScaling | None:
+        if divisors is None:
+            return rope_scaling_from_keys(meta, config.max_position)
+        if divisors.shape != (config.head_dim // 2,):
+            raise CorruptModelError(
+                f"{self.path}: tensor {divisors.name!r} has shape {list(divisors.shape)}, expected "
+                f"[{config.head_dim // 2}], one divisor a plane; fetch the model again"
+            )
+        return rope_scaling_from_divisors(self._values(divisors), config, meta)
 
     def _values(self, info: GGUFTensorInfo) -> torch.Tensor:
         """Return a one-dimensional tensor, as float32."""

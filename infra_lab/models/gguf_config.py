@@ -7,10 +7,10 @@ one, the embedding is used twice).
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from infra_lab.errors import ConfigError, CorruptModelError, UnsupportedModelError
-from infra_lab.models.config import SUPPORTED_ARCHITECTURES, ModelConfig
+from infra_lab.models.config import SUPPORTED_ARCHITECTURES, Architecture, ModelConfig
 
 
 class Metadata:
@@ -63,16 +63,19 @@ class Metadata:
         return value
 
 
+def check_architecture(meta: Metadata) -> None:
+    """Raise UnsupportedModelError unless the file's architecture is one that the engine runs."""
+    if meta.architecture not in SUPPORTED_ARCHITECTURES:
+        raise meta.unsupported("general.architecture", f"the engine runs {', '.join(SUPPORTED_ARCHITECTURES)}")
+
+
 def config_from_gguf(meta: Metadata, tensor_names: Collection[str], torch_dtype: str) -> ModelConfig:
     """Return the configuration that a GGUF header describes, but for RoPE scaling (see `gguf_rope`).
 
     `tensor_names` are the Hugging Face names of the file's tensors. Raises CorruptModelError for missing or impossible
     values, UnsupportedModelError for another architecture or an option that the engine does not run.
     """
-    architecture = meta.architecture
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        supported = ", ".join(SUPPORTED_ARCHITECTURES)
-        raise meta.unsupported("general.architecture", f"the engine runs {supported}")
+    check_architecture(meta)
     _refuse_unsupported_options(meta)
     hidden_size, num_heads = meta.integer("{arch}.embedding_length"), meta.integer("{arch}.attention.head_count")
     head_dim = meta.integer("{arch}.attention.key_length", hidden_size // max(1, num_heads))
@@ -83,7 +86,7 @@ def config_from_gguf(meta: Metadata, tensor_names: Collection[str], torch_dtype:
     first_layer = "model.layers.0."
     try:
         return ModelConfig(
-            architecture=architecture,
+            architecture=cast(Architecture, meta.architecture),
             vocab_size=len(tokens) if isinstance(tokens, list) else meta.integer("{arch}.vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=meta.integer("{arch}.feed_forward_length"),
@@ -97,9 +100,11 @@ def config_from_gguf(meta: Metadata, tensor_names: Collection[str], torch_dtype:
             qkv_bias=first_layer + "self_attn.q_proj.bias" in tensor_names,
             o_bias=first_layer + "self_attn.o_proj.bias" in tensor_names,
             mlp_bias=first_layer + "mlp.gate_proj.bias" in tensor_names,
-            qk_norm=architecture == "qwen3",
+            qk_norm=meta.architecture == "qwen3",
             tie_word_embeddings="lm_head.weight" not in tensor_names,
-            bos_token_id=meta.integer("tokenizer.ggml.bos_token_id") if meta.has("tokenizer.ggml.bos_token_id") else None,
+            bos_token_id=meta.integer("tokenizer.ggml.bos_token_id")
+            if meta.has("tokenizer.ggml.bos_token_id")
+            else None,
             eos_token_ids=_end_tokens(meta),
             torch_dtype=torch_dtype,
         )

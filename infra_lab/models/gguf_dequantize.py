@@ -8,34 +8,48 @@ A quantized row is a run of blocks: 32 values (or 256, the K-quants) that share 
     Q4_K   scale f16, minimum scale f16 · 8 × (scale, minimum) of 6 bits · 256 codes of 4 bits
     Q6_K   256 codes of 4 low bits · 2 high bits · 16 signed byte scales · scale f16
 
-Two codes share a byte: the low halves of a group of bytes come first, then the high halves. The arithmetic is float32 in
-the order of the gguf library's `gguf.quants`, so the values are equal bit for bit; in torch, on pieces that stay in the
-cache, it takes an eighth of that library's time. No tensor ever exists whole in float32 (unless that is what was asked).
+Two codes share a byte: the low halves of a group of bytes come first, then the high halves. The arithmetic is float32
+in the order of the gguf library's `gguf.quants`, so the values are equal bit for bit; in torch, on pieces that stay in
+the cache, it takes about an eighth of that library's time. No tensor exists whole in float32 unless that was asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-_CHUNK_ELEMENTS = 1 << 18
-"""1 MiB in float32: it and its temporaries fit a core's share of the cache."""
+_CHUNK_ELEMENTS = 1 << 17
+"""512 KiB in float32: it and its temporaries fit a core's share of the cache."""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # A model is thousands of operations of a tenth of a millisecond: a second thread gains nothing on an idle machine,
+    # and on a busy one every operation waits until it is scheduled (seen: 20 s instead of 0.2 s for SmolLM2).
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def dequantize_into(
     out: torch.Tensor, packed: torch.Tensor, type_name: str, source_rows: torch.Tensor | None = None
 ) -> None:
-    """Unpack `packed` (uint8 [rows, bytes a row]) into `out` ([rows, columns], any floating dtype), a few rows at a time.
+    """Unpack `packed` (uint8 [rows, bytes a row]) into `out` ([rows, columns], any floating dtype) in small pieces.
 
-    `source_rows` ([rows] int64) names the packed row that each row of `out` comes from: rows are quantized one by one, so
-    they can change places before they are unpacked. `type_name` is one of SUPPORTED_TYPES.
+    `source_rows` ([rows] int64) names the packed row that each row of `out` comes from: rows are quantized one by one,
+    so they can change places before they are unpacked. `type_name` is one of SUPPORTED_TYPES.
     """
     unpack = _UNPACK[type_name]
     num_rows, num_columns = out.shape
     step = max(1, _CHUNK_ELEMENTS // num_columns)
-    for start in range(0, num_rows, step):
-        rows = slice(start, min(start + step, num_rows))
-        piece = packed[rows] if source_rows is None else packed[source_rows[rows]]
-        out[rows] = unpack(piece.contiguous()).view(-1, num_columns)
+    with _one_thread():
+        for start in range(0, num_rows, step):
+            rows = slice(start, min(start + step, num_rows))
+            piece = packed[rows] if source_rows is None else packed[source_rows[rows]]
+            out[rows] = unpack(piece.contiguous()).view(-1, num_columns)
 
 
 def _plain(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:

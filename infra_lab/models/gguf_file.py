@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
 _DEFAULT_ALIGNMENT_BYTES = 32
+_FAULT_AROUND_BYTES = 1 << 16
+"""Linux maps a touched page's neighbours with it, in windows of this size; a multiple of every page size in use."""
 _MAX_DIMS = 4
 _MIN_TENSOR_INFO_BYTES = 32
 """The shortest directory entry: an empty name, one dimension, type and offset."""
@@ -72,7 +74,8 @@ class GGUFFile:
 
     def _release(self, start: int, end: int) -> None:
         if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            start -= start % mmap.PAGESIZE
+            start -= start % _FAULT_AROUND_BYTES
+            end = min(end + -end % _FAULT_AROUND_BYTES, len(self._map))
             self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 

@@ -56,7 +56,7 @@ class HeaderReader:
         return int(self._scalar(_U64))
 
     def count(self, what: str, min_bytes_each: int) -> int:
-        """Read a u64 that counts things of at least `min_bytes_each` bytes, which must fit into the rest of the file."""
+        """Read a u64 that counts things of at least `min_bytes_each` bytes; they must fit into the rest of the file."""
         count, rest_bytes = self.u64(), self.size_bytes - self.position
         if count * min_bytes_each > rest_bytes:
             self.fail(f"announces {count} {what} at byte {self.position}, but only {rest_bytes} bytes are left")
@@ -101,9 +101,9 @@ class HeaderReader:
             return self._scalar(_SCALAR_STRUCTS[kind])
         if kind == _STRING:
             return self.string()
-        if kind == _ARRAY:
-            return self._array(key, self.u32())
-        self.fail(f"key {key!r} has value type {kind}, which GGUF does not know")
+        if kind != _ARRAY:
+            self.fail(f"key {key!r} has value type {kind}, which GGUF does not know")
+        return self._array(key, self.u32())
 
     def _array(self, key: str, kind: int) -> list[Any]:
         if kind == _ARRAY:

@@ -41,10 +41,10 @@ def hf_name(gguf_name: str) -> str | None:
 
 
 def source_rows(name: str, config: ModelConfig) -> torch.Tensor | None:
-    """Return which GGUF row each row of the tensor `name` (Hugging Face's) comes from, [rows] int64; None: all in place.
+    """Return which GGUF row each row of `name`, a Hugging Face tensor, comes from: [rows] int64; None: all in place.
 
-        Hugging Face, D = 6      0  1  2  3  4  5       rotated together: (0, 3) (1, 4) (2, 5)
-        is GGUF's row            0  2  4  1  3  5                         (0, 1) (2, 3) (4, 5)
+    Hugging Face, D = 6      0  1  2  3  4  5       rotated together: (0, 3) (1, 4) (2, 5)
+    is GGUF's row            0  2  4  1  3  5                         (0, 1) (2, 3) (4, 5)
     """
     if config.architecture != "llama":
         return None

@@ -1,8 +1,8 @@
 """RoPE scaling as GGUF stores it: as key-values for linear and YaRN, as a tensor of divisors for Llama 3.
 
-Llama 3's file does not carry the four numbers of its scaling, only what came of them: `rope_freqs.weight`, by which each
-plane's frequency is divided. All published Llama 3 models share three of the numbers, and the fourth, the factor, is the
-largest divisor; so we compute the divisors that these would give, and accept them if they are the file's.
+Llama 3's file does not carry the four numbers of its scaling, only what came of them: `rope_freqs.weight`, by which
+each plane's frequency is divided. All published Llama 3 models share three of the numbers, and the fourth, the factor,
+is the largest divisor; so we compute the divisors that these would give, and accept them if they are the file's.
 """
 
 from dataclasses import replace
@@ -49,23 +49,16 @@ def rope_scaling_from_keys(meta: Metadata, max_position: int) -> RopeScaling | N
 def rope_scaling_from_divisors(divisors: torch.Tensor, config: ModelConfig, meta: Metadata) -> RopeScaling | None:
     """Return the Llama 3 scaling that gives these divisors, float32 [head_dim / 2].
 
-    Raises CorruptModelError for another number of them, UnsupportedModelError if no Llama 3 scaling gives them.
+    Raises UnsupportedModelError if no published Llama 3 scaling gives them.
     """
-    if divisors.shape != (config.head_dim // 2,) or not bool(torch.isfinite(divisors).all()):
-        raise CorruptModelError(
-            f"{meta.path}: {ROPE_DIVISORS} has shape {tuple(divisors.shape)}, expected {(config.head_dim // 2,)} finite "
-            "numbers; fetch the model again"
-        )
     if bool((divisors == 1.0).all()):
         return None
-    scaling = RopeScaling(
-        kind="llama3", factor=float(divisors.max()), original_max_position=_LLAMA3_ORIGINAL_TOKENS
-    )
+    scaling = RopeScaling(kind="llama3", factor=float(divisors.max()), original_max_position=_LLAMA3_ORIGINAL_TOKENS)
     plain, _ = inverse_frequencies(replace(config, rope_scaling=None))
     scaled, _ = inverse_frequencies(replace(config, rope_scaling=scaling))
     if not torch.allclose(plain / scaled, divisors, rtol=_MAX_RELATIVE_ERROR, atol=0.0):
         raise UnsupportedModelError(
-            f"{meta.path}: {ROPE_DIVISORS} is not what Llama 3's scaling gives (8192 original tokens, frequency factors "
-            "1 and 4); use the model's Hugging Face folder, whose config.json has the numbers"
+            f"{meta.path}: {ROPE_DIVISORS} is not what Llama 3's scaling gives (8192 original tokens, frequency "
+            "factors 1 and 4); use the model's Hugging Face folder, whose config.json has the numbers"
         )
     return scaling

@@ -3,15 +3,15 @@
 KV memory is cut into blocks of `block_size` tokens, as an operating system cuts memory into pages. A sequence's table
 names its blocks in order; they may lie anywhere, and two sequences with a common prefix may name the same ones:
 
-    tokens              0 .. 15     16 .. 31    32 .. 47    48 .. 54              55 tokens / 16 = 3 full blocks + 7
-    sequence A       ┌───────────┬───────────┬───────────┬───────────┐
-    block_table      │     0     │     1     │     2     │     3     │
-                     └─────┬─────┴─────┬─────┴───────────┴───────────┘
-    physical blocks     0 (ref 2)   1 (ref 2)   2 (ref 1)   3 (ref 1)   4 (ref 1)   5 free   6 cached …
-                     ┌─────┴─────┬─────┴─────┬───────────────────────────────┐
-    block_table      │     0     │     1     │     4     │
-    sequence B       └───────────┴───────────┴───────────┘
-                      same first 32 tokens    its own
+    tokens           0 .. 15     16 .. 31    32 .. 47    48 .. 54      55 tokens / 16 = 3 full blocks + 7
+                   ┌───────────┬───────────┬───────────┬───────────┐
+    A.block_table  │     0     │     1     │     2     │     3     │
+                   └─────┼─────┴─────┼─────┴───────────┴───────────┘
+    pool             0 (ref 2)   1 (ref 2)   2 (ref 1)   3 (ref 1)   4 (ref 1)   5 (cached)   6 (free) …
+                   ┌─────┼─────┬─────┼─────┬───────────┐
+    B.block_table  │     0     │     1     │     4     │                38 tokens / 16 = 2 full blocks + 6
+                   └───────────┴───────────┴───────────┘
+                    the same first 32 tokens
 
 A block's life:
 
@@ -42,7 +42,9 @@ from infra_lab.paged_kv.snapshot import BlockInfo, BlockOwner, BlockState, Cache
 class BlockCopy(NamedTuple):
     """Copy one whole physical block, in all layers, before anything of the step is computed.
 
-    Apply copies in the order in which they were returned: a later one may write to what an earlier one read.
+    Apply a step's copies in the order in which they were returned, or read all sources before the first write: when a
+    sequence is freed in between, a later copy may write to the block that an earlier one reads. A block is the
+    target of two copies only if the first one's owner was freed after its `grow` in the same step; the last counts.
     """
 
     source: int
@@ -109,6 +111,12 @@ class BlockManager:
         self.stats.hit_tokens += num_tokens
         return num_tokens
 
+    def cancel_open(self, seq: KVSequence) -> None:
+        """Undo an `open` that led to nothing (no room for the rest), as if nobody had asked."""
+        self.stats.queried_tokens -= len(seq.token_ids)
+        self.stats.hit_tokens -= len(seq.block_table) * self.block_size
+        self.free(seq)
+
     def blocks_to_grow(self, seq: KVSequence, num_tokens: int, start: int) -> int:
         """Return how many free blocks `grow` with the same arguments would take."""
         table = seq.block_table
@@ -123,12 +131,13 @@ class BlockManager:
 
         `start` is where the KV in the cache ends: everything before it is computed, nothing from it on.
 
-            0                                 start                          num_tokens      capacity
-            ├───────────┬───────────┬───────────┼───────────┬───────────┬────────┼───┐
-            │  shared   │  shared   │  its own or shared    │   fresh   │   fresh    │
-            ├───────────┴───────────┼───────────────────────┼───────────┴────────────┤
-              full: never written      the one block that      taken from the free
-              again, stays shared      needs a decision        list
+            0                             start                num_tokens
+            │                               │                    │
+            ┌───────────┬───────────┬───────┼───┬───────────┬────┼──────┐
+            │  shared   │  shared   │     ?     │   fresh   │   fresh   │ capacity
+            └───────────┴───────────┴───────────┴───────────┴───────────┘
+             full: never written     the block   from the free list
+             again, stay shared      of `start`
 
         Only the block that `start` falls into can be both shared and about to be written: a fork shares what was
         computed, and that ends there. If another sequence refers to it, it is replaced by a fresh block, and the copy

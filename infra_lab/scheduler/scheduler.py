@@ -200,7 +200,7 @@ class Scheduler:
         end = start + num_tokens
         spare = self._watermark_blocks if self.running else 0
         if num_tokens == 0 or self.blocks.blocks_to_grow(request, end, start) + spare > self.blocks.num_free_blocks:
-            self.blocks.free(request)
+            self.blocks.cancel_open(request)
             return False
         plan.copies.extend(self.blocks.grow(request, end, start) or ())
         self.waiting.pop()

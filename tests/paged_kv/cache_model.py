@@ -1,4 +1,4 @@
-"""What the prefix cache must do, in the plainest way: a dict from whole prefixes to blocks, and a time stamp for each free block.
+"""What the prefix cache must do, in the plainest way: a dict from whole prefixes to blocks, a time for each free block.
 
 Nothing here is efficient, and nothing here uses the code under test: no hashes, no reference counts, no linked lists.
 """
@@ -45,8 +45,9 @@ class CacheModel:
 
     def reopened(self, block: int) -> None:
         """A block that is written again holds its registered prefix no longer."""
-        self._forget(block)
-        self.seen["reopened"] += 1
+        if block in self.cached.values():
+            self._forget(block)
+            self.seen["reopened"] += 1
 
     def taken(self, blocks: list[int], owners: Counter[int]) -> None:
         """Blocks are handed out in this order: any empty one, then cached ones, least recently used first."""

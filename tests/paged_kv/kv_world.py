@@ -1,8 +1,8 @@
 """A simulated KV memory, and the operations that a scheduler and an executor make on it.
 
-Every slot of the memory holds what a real one depends on: the version of the weights, the salt, and the *whole* prefix of
-tokens up to its own. A sequence that finds anything but its own prefix through its block table was given somebody else's
-context, or memory that nobody has computed.
+Every slot of the memory holds what a real one depends on: the version of the weights, the salt, and the *whole* prefix
+of tokens up to its own. A sequence that finds anything but its own prefix through its block table was given somebody
+else's context, or memory that nobody has computed.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cache_model import CacheModel
+from tests.paged_kv.cache_model import CacheModel
 
 from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager
 from infra_lab.paged_kv.sequence import KVSequence
@@ -48,6 +48,7 @@ class KVWorld:
     ) -> None:
         self.manager = manager_class(num_blocks, block_size)
         self.block_size = block_size
+        self.max_tokens = num_blocks * block_size  # a longer sequence would be refused
         self.checks = checks
         self.model = CacheModel(num_blocks, block_size) if "model" in checks else None
         self.memory: list[list[Slot | None]] = [[None] * block_size for _ in range(num_blocks)]
@@ -59,24 +60,36 @@ class KVWorld:
     # ---- a sequence comes, runs and goes ----
 
     def add(self, tokens: list[int], salt: str) -> None:
-        seq = LiveSequence(token_ids=list(tokens), cache_salt=salt)
+        seq = LiveSequence(token_ids=tokens[: self.max_tokens], cache_salt=salt)
         self._open(seq)
         self.live.append(seq)
 
-    def plan(self, seq: LiveSequence, num_tokens: int) -> None:
-        """Plan to compute the next `num_tokens` tokens, if there are any and there is room."""
+    def plan(self, seq: LiveSequence, num_tokens: int) -> bool:
+        """Plan to compute the next `num_tokens` tokens, if there are any; False if there was no room for them."""
         start = seq.num_computed
         stop = min(len(seq.token_ids), start + num_tokens)
         if start == stop or self._is_planned(seq):
-            return
+            return True
         if stop > seq.capacity and not self._grow(seq, start, stop):
-            return
+            return False
         if self.model:
             owners = self._count_owners()
             for block in seq.block_table[start // self.block_size : -(-stop // self.block_size)]:
                 assert owners[block] == 1, f"block {block} is about to be written, with {owners[block]} owners"
                 assert block not in self.model.cached.values(), f"block {block} is to be written, and can be found"
         self.planned_writes.append(Write(seq, start, stop))
+        return True
+
+    def plan_all_and_step(self, num_tokens: int) -> None:
+        """Do what a scheduler does: claim, plan, and where there is no room preempt from the end of the list."""
+        for seq in self.live:
+            self.resume(seq)
+            while not self.plan(seq, num_tokens):
+                victim = next(live for live in reversed(self.live) if live.block_table or live is seq)
+                self.preempt(victim)
+                if victim is seq:
+                    break
+        self.step()
 
     def step(self) -> None:
         """Execute what was planned: all copies in their order, then all writes; only then commit."""
@@ -95,15 +108,16 @@ class KVWorld:
                 self.model.committed(seq, stop)
 
     def sample(self, seq: LiveSequence, token: int) -> None:
-        if seq.num_computed == len(seq.token_ids):
+        if seq.num_computed == len(seq.token_ids) < self.max_tokens:
             seq.token_ids.append(token)
 
-    def fork(self, parent: LiveSequence, num_tokens: int, more_tokens: list[int]) -> None:
-        if self._is_planned(parent):
+    def fork(self, parent: LiveSequence, num_back: int, more_tokens: list[int]) -> None:
+        """Fork `num_back` tokens before the end of what is computed: by 1 where each sample needs its own logits."""
+        if self._is_planned(parent) or not parent.num_computed:
             return
-        num_tokens = min(num_tokens, parent.num_computed)
+        num_tokens = max(parent.num_computed - num_back, 0)
         child = LiveSequence(
-            token_ids=parent.token_ids[:num_tokens] + more_tokens,
+            token_ids=(parent.token_ids[:num_tokens] + more_tokens)[: self.max_tokens],
             cache_salt=parent.cache_salt,
             num_computed=num_tokens,
             contents=parent.contents[:num_tokens],
