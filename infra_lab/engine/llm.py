@@ -88,11 +88,12 @@ class LLM:
         self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
     ) -> RequestOutput:
         """Answer a conversation, in the model's own chat format."""
-        return self.generate([self.chat_prompt(messages)], params)[0]
+        return self.generate([self.chat_token_ids(messages)], params)[0]
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Write a conversation as the model's chat template does, ready for an answer."""
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    def chat_token_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Write a conversation as the model's chat template does, ready for an answer, and tokenize it."""
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)  # the template has written them
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; ids pass through."""
