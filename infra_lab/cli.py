@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from infra_lab.engine.outputs import RequestMetrics
     from infra_lab.sampling_params import SamplingParams
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
 errors = Console(stderr=True)
 GIB = 1 << 30
 
@@ -62,14 +64,16 @@ def doctor(json_output: Annotated[bool, typer.Option("--json", help="Print JSON 
             table.add_row(f"[bold]{name}[/]", value)
         Console().print(table)
         for line in report.advice:
-            Console().print(f"[yellow]·[/] {line}", soft_wrap=True)
+            Console().print("·", line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="Name of a model, e.g. smollm2-135m.")],
     force: Annotated[bool, typer.Option(help="Download again even if it is in the cache.")] = False,
-    from_file: Annotated[Path | None, typer.Option("--from", help="Take the model from a file you already have.")] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help="Take the model from a file you already have.")
+    ] = None,
 ) -> None:
     """Download a model into the cache: resumable, checked, all or nothing."""
     from infra_lab.models.fetch import fetch as fetch_model
@@ -170,7 +174,8 @@ def _print_speed(llm: "LLM", metrics: "RequestMetrics") -> None:
 
 def _fetch_if_absent(model: str) -> None:
     """A known model that is not in the cache is fetched on the way; that is said on stderr."""
-    from infra_lab.models.fetch import KNOWN_MODELS, cached_model, fetch
+    from infra_lab.models.fetch import cached_model, fetch
+    from infra_lab.models.registry import KNOWN_MODELS
 
     if model in KNOWN_MODELS and cached_model(model) is None:
         errors.print(f"{model} is not in the cache yet: fetching it", highlight=False)

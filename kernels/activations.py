@@ -1,6 +1,6 @@
 """SwiGLU's gate (Shazeer 2020).
 
-    y = silu(gate) · up,   silu(a) = a / (1 + exp(-a))
+y = silu(gate) · up,   silu(a) = a / (1 + exp(-a))
 """
 
 import torch

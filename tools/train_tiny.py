@@ -1,10 +1,10 @@
-"""Train `tiny`, the model that ships with the lab: a byte-level Llama of 1.6 million weights (about half an hour, two cores).
+"""Train `tiny`, the model that ships with the lab: a byte-level Llama of 1.6 million weights.
 
     python tools/train_tiny.py [--minutes 30] [--out datasets/tiny]
 
-It reads text that every Python has: the reference topics behind `help()` and the docstrings of the standard library. It
-is small enough to ship and to run in tests, and big enough to write words. The training graph is transformers' Llama; the
-lab's own engine only infers.
+It reads text that every Python has: the reference topics behind `help()` and the docstrings of the standard library. Half
+an hour on one core is enough. The model is small enough to ship and to run in tests, and big enough to write words. The
+training graph is transformers' Llama; the lab's own engine only infers.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def corpus() -> list[list[int]]:
 
 
 def write_tokenizer(out: Path) -> None:
-    """Byte b is token b; no merges. The ByteLevel alphabet is the one of GPT-2, in which a byte is a printable letter."""
+    """Byte b is token b; no merges. In the ByteLevel alphabet, which is GPT-2's, every byte is a printable letter."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letter_of = {byte: chr(byte) for byte in printable}
     for offset, byte in enumerate(b for b in range(256) if b not in letter_of):

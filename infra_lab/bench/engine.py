@@ -29,7 +29,9 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
     path = resolve_model(MODEL)
     repeats = 2 if quick else 5
     say("loading the peers")
-    peers = {str(dtype).removeprefix("torch."): TransformersPeer(path, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    peers = {
+        str(dtype).removeprefix("torch."): TransformersPeer(path, dtype) for dtype in (torch.bfloat16, torch.float32)
+    }
     engines = {
         name: LLM(MODEL, quantization=scheme, max_model_len=2048, enable_prefix_cache=False, kv_cache_bytes=128 << 20)
         for name, scheme in SCHEMES.items()
@@ -134,9 +136,7 @@ def _prefill(
     )
     best, name = min(zip(times, peers, strict=False))
     return [
-        at_most(
-            f"prefill 512, {scheme}", seconds, "s", f"transformers {name}", best, 1.1 if scheme == "bf16" else None
-        )
+        at_most(f"prefill 512, {scheme}", seconds, "s", f"transformers {name}", best, 1.1 if scheme == "bf16" else None)
         for scheme, seconds in zip(engines, times[len(peers) :], strict=True)
     ]
 

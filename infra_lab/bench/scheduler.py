@@ -38,18 +38,18 @@ def scheduler_rows(*, quick: bool, say: Callable[[str], None]) -> list[BenchRow]
     say("prefix cache")
     measured = measure_prefix_cache(2_000 if quick else 10_000)
     smallest = measured[0]
-    for row in measured:
-        rows.append(
-            at_most(
-                f"prefix cache, {row.cache_blocks:,} blocks",
-                row.p50_us,
-                "µs/request",
-                f"with {smallest.cache_blocks:,} blocks",
-                smallest.p50_us,
-                None if row is smallest else 1.5,
-                f"{row.num_requests:,} requests, {row.hit_rate:.0%} of the tokens hit; hashing alone {row.hashing_us:.0f} µs",
-            )
+    rows += [
+        at_most(
+            f"prefix cache, {row.cache_blocks:,} blocks",
+            row.p50_us,
+            "µs/request",
+            f"with {smallest.cache_blocks:,} blocks",
+            smallest.p50_us,
+            None if row is smallest else 1.5,
+            f"{row.num_requests:,} requests, {row.hit_rate:.0%} of tokens hit; hashing alone {row.hashing_us:.0f} µs",
         )
+        for row in measured
+    ]
     return rows
 
 

@@ -84,9 +84,7 @@ class LLM:
         finally:
             self.core.abort(request_id)
 
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None
-    ) -> RequestOutput:
+    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> RequestOutput:
         """Answer a conversation, in the model's own chat format."""
         return self.generate([self.chat_token_ids(messages)], params)[0]
 

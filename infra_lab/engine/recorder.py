@@ -104,7 +104,9 @@ class FlightRecorder:
             start_s=start_s,
             duration_s=duration_s,
             chunks=tuple(
-                ChunkRecord(chunk.request.request_id, chunk.start, chunk.num_tokens, None if token == NO_TOKEN else token)
+                ChunkRecord(
+                    chunk.request.request_id, chunk.start, chunk.num_tokens, None if token == NO_TOKEN else token
+                )
                 for chunk, token in zip(plan.chunks, result.token_ids, strict=True)
             ),
             admitted=tuple(Admission(request.request_id, request.num_cached) for request in plan.admitted),

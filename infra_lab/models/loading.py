@@ -70,7 +70,12 @@ class _LayerBuilder:
         self.scheme, self.prefix = scheme, f"model.layers.{index}."
         self.parts: dict[tuple[str, str], _Parts] = {}
         self.target_of: dict[str, str] = {}
-        self.has_bias = {"qkv": config.qkv_bias, "o": config.o_bias, "gate_up": config.mlp_bias, "down": config.mlp_bias}
+        self.has_bias = {
+            "qkv": config.qkv_bias,
+            "o": config.o_bias,
+            "gate_up": config.mlp_bias,
+            "down": config.mlp_bias,
+        }
         for target, sizes in _fused_matrices(config).items():
             for kind in ("weight", "bias"):
                 self.parts[target, kind] = _Parts(sizes)
@@ -99,7 +104,9 @@ class _LayerBuilder:
         """Return the finished layer."""
         missing = [target for target in self.has_bias if target not in self.linears]
         if missing or "input_norm" not in self.norms or "post_attention_norm" not in self.norms:
-            raise CorruptModelError(f"{self.prefix}* is incomplete: {missing or 'a norm'} missing; fetch the model again")
+            raise CorruptModelError(
+                f"{self.prefix}* is incomplete: {missing or 'a norm'} missing; fetch the model again"
+            )
         return DecoderLayer(**self.norms, **self.linears)  # type: ignore[arg-type]
 
 
@@ -133,8 +140,6 @@ def load_model(
     )
 
 
-def _on_device(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _on_device(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in checkpoint.tensors(dtype):
         yield name, tensor.to(device)

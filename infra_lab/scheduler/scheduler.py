@@ -59,10 +59,14 @@ class Scheduler:
         self._check_it_can_be_served(request)
         limit = self.config.max_waiting
         if limit is not None and len(self.waiting) >= limit:
-            raise QueueFullError(f"{len(self.waiting)} requests wait already, and max_waiting is {limit}; try again later")
+            raise QueueFullError(
+                f"{len(self.waiting)} requests wait already, and max_waiting is {limit}; try again later"
+            )
         for member in (request, *request.forks):
             prompt = member.num_prompt_tokens
-            wanted = self.config.max_model_len if member.params.max_tokens is None else prompt + member.params.max_tokens
+            wanted = (
+                self.config.max_model_len if member.params.max_tokens is None else prompt + member.params.max_tokens
+            )
             member.max_total_tokens = min(wanted, self.config.max_model_len)
             member.min_total_tokens = prompt + member.params.min_tokens
             member.sequence_number = next(self._sequence_numbers)
@@ -237,8 +241,7 @@ class Scheduler:
                 finished.append((request, "stop"))
             elif len(token_ids) >= request.max_total_tokens:
                 finished.append((request, "length"))
-        for position in result.errors:
-            finished.append((plan.chunks[position].request, "error"))
+        finished += [(plan.chunks[position].request, "error") for position in result.errors]
         for request, reason in finished:
             if request.status is running:
                 self.finish(request, reason)

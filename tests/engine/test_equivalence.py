@@ -108,7 +108,9 @@ def test_cache_salt_keeps_tenants_apart() -> None:
     assert hits[2] == 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_num_seqs": 4}, {"num_kv_blocks": 70}, {"enable_prefix_cache": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_num_seqs": 4}, {"num_kv_blocks": 70}, {"enable_prefix_cache": False}], ids=str
+)
 def test_forked_samples_equal_separate_requests(settings: dict[str, Any]) -> None:
     """n = 4 with one seed: each sample's draws depend on its index alone, so that it can be replayed on its own."""
     params = SamplingParams(n=4, max_tokens=20, temperature=1.0, seed=11, ignore_eos=True)

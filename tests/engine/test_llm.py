@@ -20,7 +20,9 @@ def llm() -> LLM:
 
 
 def greedy(llm: LLM, **options: object) -> str:
-    return llm.generate(PROMPT, SamplingParams(temperature=0.0, **{"max_tokens": 40, "ignore_eos": True, **options}))[0].text  # type: ignore[arg-type]
+    return llm.generate(PROMPT, SamplingParams(temperature=0.0, **{"max_tokens": 40, "ignore_eos": True, **options}))[
+        0
+    ].text  # type: ignore[arg-type]
 
 
 def test_stop_strings_cut_the_text_and_end_the_request(llm: LLM) -> None:
@@ -51,9 +53,9 @@ def test_stop_tokens_and_minimum_length(llm: LLM) -> None:
     assert stopped.token_ids == free[: free.index(token) + 1]
     assert stopped.samples[0].stop_reason == token
     assert stopped.finish_reason == "stop"
-    later = llm.generate(
-        PROMPT, SamplingParams(temperature=0.0, max_tokens=40, min_tokens=20, stop_token_ids=[token])
-    )[0]
+    later = llm.generate(PROMPT, SamplingParams(temperature=0.0, max_tokens=40, min_tokens=20, stop_token_ids=[token]))[
+        0
+    ]
     assert len(later.token_ids) >= 20
     assert token not in later.token_ids[:19]
 

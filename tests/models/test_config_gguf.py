@@ -108,7 +108,11 @@ def test_other_divisors_are_refused_rather_than_guessed(tmp_path: Path) -> None:
         ({"{arch}.attention.head_count": [6, 6, 3]}, "layers of different sizes"),
         ({"{arch}.rope.scaling.type": "longrope"}, "'longrope'"),
         (
-            {"{arch}.rope.scaling.type": "yarn", "{arch}.rope.scaling.factor": 2.0, "{arch}.rope.scaling.attn_factor": 2.0},
+            {
+                "{arch}.rope.scaling.type": "yarn",
+                "{arch}.rope.scaling.factor": 2.0,
+                "{arch}.rope.scaling.attn_factor": 2.0,
+            },
             "only YaRN as in its paper",
         ),
     ],

@@ -136,7 +136,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "empty tensor": (header(tensors=tensor_info(b"t", 4, 0) + bytes(64), num_tensors=1), "shape"),
     "huge tensor": (header(tensors=tensor_info(b"t", 2**60, 2**60) + bytes(64), num_tensors=1), "ends at byte"),
     "half a block": (header(tensors=tensor_info(b"t", 33, kind=8) + bytes(64), num_tensors=1), "rows come in 32s"),
-    "tensor past the end": (header(tensors=tensor_info(b"t", 4, offset=640) + bytes(64), num_tensors=1), "ends at byte"),
+    "tensor past the end": (
+        header(tensors=tensor_info(b"t", 4, offset=640) + bytes(64), num_tensors=1),
+        "ends at byte",
+    ),
     "unaligned tensor": (header(tensors=tensor_info(b"t", 4, offset=3) + bytes(64), num_tensors=1), "multiple of 32"),
     "same tensor twice": (header(tensors=tensor_info(b"t", 1) * 2 + bytes(64), num_tensors=2), "tensor 't' twice"),
     "overlap": (

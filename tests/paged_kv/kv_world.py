@@ -10,10 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.paged_kv.cache_model import CacheModel
-
 from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager
 from infra_lab.paged_kv.sequence import KVSequence
+from tests.paged_kv.cache_model import CacheModel
 
 CHECKS = ("memory", "integrity", "model")
 

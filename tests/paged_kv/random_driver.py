@@ -4,9 +4,8 @@ import random
 from collections import Counter
 from collections.abc import Collection
 
-from tests.paged_kv.kv_world import CHECKS, KVWorld
-
 from infra_lab.paged_kv.block_manager import BlockManager
+from tests.paged_kv.kv_world import CHECKS, KVWorld
 
 MAX_LIVE = 6
 WEIGHTS = {  # so that caches fill up and stay full

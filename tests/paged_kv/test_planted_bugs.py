@@ -8,11 +8,11 @@ model       the brute-force model alone: the cache does not hold, or hands out, 
 import random
 
 import pytest
-from tests.paged_kv.random_driver import drive
 
 from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager
 from infra_lab.paged_kv.hashing import extend_block_hashes
 from infra_lab.paged_kv.sequence import KVSequence
+from tests.paged_kv.random_driver import drive
 
 Copies = tuple[BlockCopy, ...]
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from tests.paged_kv.kv_world import KVWorld, LiveSequence
 from tests.paged_kv.random_driver import MAX_LIVE, drive
 

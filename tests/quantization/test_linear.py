@@ -39,7 +39,7 @@ def test_int4_equals_its_dequantized_weights(num_rows: int, group_size: int) -> 
 
 
 def test_a_grid_of_sixteen_levels_survives_int4() -> None:
-    """Weights that come from a 4-bit file (GGUF's Q4_1: scale · q + min in groups of 32) are recovered, not degraded."""
+    """Weights from a 4-bit file (GGUF's Q4_1: scale · q + min in groups of 32) are recovered, not degraded."""
     q = torch.randint(0, 16, (16, 64))
     q[:, ::32], q[:, 1::32] = 0, 15
     weight = q * 0.25 - 2.0

@@ -50,7 +50,9 @@ class Sampler:
         return result
 
     def _draw(self, logits: torch.Tensor, requests: Sequence[Request], result: SampledTokens) -> None:
-        rows = [row for row, request in enumerate(requests) if not request.params.is_greedy and row not in result.errors]
+        rows = [
+            row for row, request in enumerate(requests) if not request.params.is_greedy and row not in result.errors
+        ]
         if not rows:
             return
         chosen = logits if len(rows) == len(requests) else logits[torch.tensor(rows, device=logits.device)]
