@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from infra_lab.errors import InvalidRequestError
 
+MAX_LOGPROBS = 20
+"""As many most probable tokens as the OpenAI API returns."""
+_TINY, _HUGE = 1e-300, 1e300
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -54,18 +58,29 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         checks = (
-            ("n", self.n >= 1, "at least 1"),
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1, or None"),
-            ("min_tokens", self.min_tokens >= 0, "at least 0"),
-            ("temperature", 0.0 <= self.temperature < float("inf"), "0 (greedy) or a positive number"),
-            ("top_k", self.top_k >= 0, "0 (keep all) or a positive number"),
-            ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
-            ("min_p", 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "a positive number"),
-            ("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]"),
-            ("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]"),
-            ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0, or None"),
-            ("stop", all(self.stop), "strings that are not empty"),
+            ("n", _is_whole(self.n, 1), "a whole number, at least 1"),
+            (
+                "max_tokens",
+                self.max_tokens is None or _is_whole(self.max_tokens, 1),
+                "a whole number, at least 1, or None",
+            ),
+            ("min_tokens", _is_whole(self.min_tokens, 0), "a whole number, at least 0"),
+            ("temperature", _is_between(self.temperature, 0.0, _HUGE), "0 (greedy) or a positive number"),
+            ("top_k", _is_whole(self.top_k, 0), "0 (keep all) or a positive whole number"),
+            ("top_p", _is_between(self.top_p, _TINY, 1.0), "in (0, 1]"),
+            ("min_p", _is_between(self.min_p, 0.0, 1.0), "in [0, 1]"),
+            ("repetition_penalty", _is_between(self.repetition_penalty, _TINY, _HUGE), "a positive number"),
+            ("presence_penalty", _is_between(self.presence_penalty, -2.0, 2.0), "in [-2, 2]"),
+            ("frequency_penalty", _is_between(self.frequency_penalty, -2.0, 2.0), "in [-2, 2]"),
+            ("seed", self.seed is None or _is_whole(self.seed, None), "a whole number, or None"),
+            (
+                "logprobs",
+                self.logprobs is None or _is_whole(self.logprobs, 0, MAX_LOGPROBS),
+                f"from 0 to {MAX_LOGPROBS}, or None",
+            ),
+            ("stop", all(isinstance(stop, str) and stop for stop in self.stop), "strings that are not empty"),
+            ("stop_token_ids", all(_is_whole(token, None) for token in self.stop_token_ids), "whole numbers"),
+            ("logit_bias", all(_is_bias(*item) for item in self.logit_bias.items()), "a number for each token id"),
         )
         for name, is_valid, expected in checks:
             if not is_valid:
@@ -77,3 +92,18 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0.0
+
+
+def _is_whole(value: object, low: int | None, high: int | None = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    """Whether it is a number within the borders; NaN is within none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_bias(token_id: object, bias: object) -> bool:
+    return _is_whole(token_id, None) and isinstance(bias, int | float) and bias == bias and bias < float("inf")

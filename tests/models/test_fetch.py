@@ -110,7 +110,9 @@ def get(source: ModelSource, cache: Path, **options: object) -> Path:
     return fetch("made", cache_dir=cache, source=source, show_progress=False, **options)  # type: ignore[arg-type]
 
 
-def test_a_whole_download_leaves_the_model_and_nothing_else(source: ModelSource, server: _Server, tmp_path: Path) -> None:
+def test_a_whole_download_leaves_the_model_and_nothing_else(
+    source: ModelSource, server: _Server, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     path = get(source, cache)
     assert path.read_bytes() == MODEL

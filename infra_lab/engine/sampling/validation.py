@@ -12,5 +12,3 @@ def validate(params: SamplingParams, vocab_size: int) -> None:
                 raise InvalidRequestError(
                     f"{field} names token {token_id}, which is outside the vocabulary of {vocab_size} tokens"
                 )
-    if params.logprobs is not None and params.logprobs > vocab_size:
-        raise InvalidRequestError(f"logprobs is {params.logprobs}, more than the vocabulary of {vocab_size} tokens")
