@@ -99,7 +99,7 @@ def test_other_divisors_are_refused_rather_than_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"general.architecture": "gpt2"}, "'gpt2': the engine runs llama, qwen2, qwen3"),
+        ({"general.architecture": "bloom"}, "'bloom': the engine runs llama, qwen2, qwen3"),
         ({"{arch}.expert_count": 8}, "mixture-of-experts"),
         ({"{arch}.attention.causal": False}, "only causal"),
         ({"{arch}.attention.sliding_window": 128}, "sliding-window"),
@@ -122,7 +122,7 @@ def test_unsupported_options_are_named(tmp_path: Path, keys: dict[str, Any], mes
     path = tmp_path / "model.gguf"
     if "general.architecture" in keys:
         write_gguf(path, random_model("llama"))
-        path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x04\0\0\0\0\0\0\0gpt2", 1))
+        path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0bloom", 1))
     else:
         write_gguf(path, random_model("llama"), keys=keys)
     with pytest.raises(UnsupportedModelError, match=message) as caught:
