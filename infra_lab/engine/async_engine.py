@@ -171,8 +171,9 @@ class AsyncEngine:
             if outbox is None:  # its caller has gone
                 continue
             by_loop.setdefault(outbox[0], []).append((outbox[1], delta))
-            if delta.finish_reason is not None and not self.core.is_open(delta.request_id):
-                self._outboxes.pop(delta.request_id, None)
+        for request_id in {delta.request_id for delta in deltas if delta.finish_reason is not None}:
+            if not self.core.is_open(request_id):
+                self._outboxes.pop(request_id, None)
         for loop, pairs in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_put_all, pairs)

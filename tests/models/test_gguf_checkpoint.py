@@ -130,7 +130,9 @@ def test_absurd_layer_count_ends_at_once(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def whole_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A small file with every kind of part in its header, and Llama 3's divisors."""
-    model = random_model("llama", num_hidden_layers=1, vocab_size=12, hidden_size=32, num_attention_heads=4, intermediate_size=32)
+    model = random_model(
+        "llama", num_hidden_layers=1, vocab_size=12, hidden_size=32, num_attention_heads=4, intermediate_size=32
+    )
     path = tmp_path_factory.mktemp("fuzz") / "whole.gguf"
     keys = {"{arch}.rope.scaling.type": "yarn", "{arch}.rope.scaling.factor": 4.0}
     head_dim = model.config.head_dim

@@ -49,7 +49,9 @@ def test_tensors_are_read_bit_for_bit(
 ) -> None:
     model = random_model(architecture, **options)
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    assert len(list(tmp_path.glob("*.safetensors"))) == (1 if max_shard_size == "1GB" else len(list(tmp_path.glob("model-*"))))
+    assert len(list(tmp_path.glob("*.safetensors"))) == (
+        1 if max_shard_size == "1GB" else len(list(tmp_path.glob("model-*")))
+    )
     checkpoint = open_checkpoint(tmp_path)
     expected = dict(model.state_dict())
     if options.get("tie_word_embeddings"):
@@ -92,7 +94,10 @@ def test_config_is_mapped(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel' is not supported; the engine runs LlamaForCausalLM"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "'GPT2LMHeadModel' is not supported; the engine runs LlamaForCausalLM",
+        ),
         ({"architectures": ...}, "architecture None is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantized \(awq\)"),
