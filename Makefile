@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 EXTRAS ?= test
 
-.PHONY: setup test lint format clean
+.PHONY: setup lab test lint format clean
 
 setup: $(VENV)/.ready-$(EXTRAS)
 
@@ -15,6 +15,11 @@ $(VENV)/.ready-%: pyproject.toml constraints.txt
 	$(BIN)/pip install -q torch -c constraints.txt
 	$(BIN)/pip install -q -e '.[$*]' -c constraints.txt
 	touch $@
+
+lab:
+	$(MAKE) setup EXTRAS=lab
+	$(BIN)/infra-lab fetch smollm2-135m || echo "Going on with the bundled model, tiny."
+	$(BIN)/jupyter lab
 
 lint: setup
 	$(BIN)/ruff check .

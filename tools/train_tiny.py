@@ -40,6 +40,9 @@ CONFIG = LlamaConfig(
     bos_token_id=BOS,
     eos_token_id=[EOS, IM_END],
 )
+PHASES = ((0.7, 256, 16), (1.0, 1024, 4))
+"""Until which share of the time, tokens a window, windows a batch: short windows teach words fast, and then windows of the
+full context teach the positions that short ones never reach."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -101,18 +104,18 @@ def write_tokenizer(out: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def batches(stream: torch.Tensor, length: int, size: int, rng: random.Random) -> Iterator[torch.Tensor]:
-    """Yield random windows of the stream, [size, length + 1], without end."""
-    while True:
-        starts = [rng.randrange(len(stream) - length - 1) for _ in range(size)]
-        yield torch.stack([stream[start : start + length + 1] for start in starts])
+def batch_of(stream: torch.Tensor, progress: float, rng: random.Random) -> torch.Tensor:
+    """Random windows of the stream, [windows, tokens + 1], of the size that the phase of training has."""
+    _, length, size = next(phase for phase in PHASES if progress < phase[0])
+    starts = [rng.randrange(len(stream) - length - 1) for _ in range(size)]
+    return torch.stack([stream[start : start + length + 1] for start in starts])
 
 
 @torch.no_grad()
-def bits_per_byte(model: LlamaForCausalLM, held_out: torch.Tensor, length: int = 512) -> float:
+def bits_per_byte(model: LlamaForCausalLM, held_out: torch.Tensor, length: int = 1024) -> float:
     """Mean negative log2-likelihood of the held-out tokens."""
     model.eval()
-    windows = held_out[: len(held_out) // length * length].view(-1, length)[:64]
+    windows = held_out[: len(held_out) // length * length].view(-1, length)[:32]
     loss = model(input_ids=windows, labels=windows).loss.item()
     model.train()
     return loss / math.log(2)
@@ -149,10 +152,9 @@ def main() -> None:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.05)
     begin, seconds, step, peak_rate = time.monotonic(), options.minutes * 60, 0, 4e-3
-    for batch in batches(stream, 256, 16, rng):
-        progress = (time.monotonic() - begin) / seconds  # the schedule follows the clock: any machine ends in time
-        if progress >= 1:
-            break
+    # The schedule follows the clock: any machine ends in time.
+    while (progress := (time.monotonic() - begin) / seconds) < 1:
+        batch = batch_of(stream, progress, rng)
         rate = peak_rate * min(1.0, (step + 1) / 100, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -1,7 +1,9 @@
 """The memory behind the block manager's numbers: one tensor a layer, [num_blocks, block_size, 2, Hkv, D]."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 import kernels
@@ -11,8 +13,7 @@ from infra_lab.paged_kv.block_manager import BlockCopy
 class KVMemory:
     """Keys and values of all layers, addressed by physical block.
 
-    Zeroed at the start (on a CPU such pages cost nothing until they are written): attention masks what it must not see,
-    but zero times a stray NaN would still be NaN.
+    Zeroed at the start: attention masks what it must not see, but zero times a stray NaN would still be NaN.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class KVMemory:
         device: torch.device,
     ) -> None:
         shape = (num_blocks, block_size, 2, num_kv_heads, head_dim)
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.layers = [_zeros(shape, dtype, device) for _ in range(num_layers)]
         self.block_size = block_size
 
     @property
@@ -44,3 +45,11 @@ class KVMemory:
         destinations = torch.tensor([copy.destination for copy in copies], device=device)
         for layer in self.layers:
             kernels.copy_blocks(layer, sources, destinations)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that cost no memory on a CPU until they are written: numpy asks the system for zeroed pages, torch writes them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
