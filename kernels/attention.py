@@ -38,6 +38,8 @@ class QueryGroup(NamedTuple):
     """Added to the scores, broadcastable to [B, Hq, query_len, key_len]; None where all keys count."""
     is_causal: bool
     """Whether this is a whole prompt from its first token on: query i sees keys 0 to i."""
+    scratch: torch.Tensor | None = None
+    """Where `blocks` may be gathered, [len(blocks), B, 2, Hkv, D]; one for all layers, so that none has to allocate."""
 
 
 def paged_attention(
@@ -64,7 +66,7 @@ def _attend(query: torch.Tensor, kv_cache: torch.Tensor, group: QueryGroup) -> t
     if isinstance(group.blocks, slice):
         blocks = kv_cache[group.blocks]
     else:
-        blocks = kv_cache.index_select(0, group.blocks)
+        blocks = torch.index_select(kv_cache, 0, group.blocks, out=group.scratch)
     kv = blocks.view(num_sequences, -1, 2, num_kv_heads, head_dim)[:, : group.key_len]  # [B, Tk, 2, Hkv, D]
     key = kv[:, :, 0].transpose(1, 2)  # [B, Hkv, Tk, D]
     value = kv[:, :, 1].transpose(1, 2)

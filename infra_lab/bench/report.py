@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from infra_lab.hardware.machine import Machine, describe_machine
@@ -42,19 +43,29 @@ class BenchReport:
     versions: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """The rows as a table for a terminal."""
-        table = Table(title=f"infra-lab bench {self.suite}", caption=self.machine.summary)
-        for column, justify in (
-            ("", "left"), ("value", "right"), ("peer or limit", "left"), ("its value", "right"), ("ratio", "right"),
-            ("asked", "right"), ("", "center"), ("note", "left"),
-        ):  # fmt: skip
-            table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        """The rows as a table for a terminal; notes are set below it, once each."""
+        notes = list(dict.fromkeys(row.note for row in self.rows if row.note))
+        numbered = [f"{number}  {note}" for number, note in enumerate(notes, 1)]
+        title = f"infra-lab bench {self.suite}\n{self.machine.summary}"
+        table = Table(title=title, caption="\n".join(numbered), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", overflow="fold")
+        table.add_column("value", justify="right", no_wrap=True)
+        table.add_column("peer or limit", overflow="fold")
+        for column in ("its value", "ratio", "asked"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
         for row in self.rows:
             mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: ""}[row.is_reached]
+            note = f" ({notes.index(row.note) + 1})" if row.note else ""
             table.add_row(
-                row.name, f"{row.value:,.4g} {row.unit}", row.peer, f"{row.peer_value:,.4g} {row.unit}",
-                f"{row.ratio:.2f}", row.target, mark, row.note,
-            )  # fmt: skip
+                row.name + note,
+                f"{row.value:,.4g} {row.unit}",
+                row.peer,
+                f"{row.peer_value:,.4g}",
+                f"{row.ratio:.2f}",
+                row.target,
+                mark,
+            )
         return table
 
     def write_json(self, path: Path) -> None:

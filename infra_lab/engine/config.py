@@ -39,7 +39,7 @@ class EngineConfig:
     """Share of a GPU's memory that weights and KV cache may take together."""
     enable_prefix_cache: bool = True
     max_num_seqs: int = 64
-    max_batched_tokens: int = 1024
+    max_batched_tokens: int = 512
     max_prefill_chunk: int | None = None
     enable_chunked_prefill: bool = True
     max_waiting: int | None = None

@@ -4,7 +4,7 @@ Decodes come first, shortest first, so that those of similar length form one pad
 of its own. All of this is done once a step; the layers only use it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,9 @@ MAX_PADDING = 0.25
 FREE_PADDING_BLOCKS = 64
 """... but so many blocks of padding cost less than one more group."""
 
+MAX_GROUP_BLOCKS = 1024
+"""What a decode group gathers should stay in the processor's cache until it is used, and small in memory."""
+
 
 class PreparedStep(NamedTuple):
     """The tensors, and which chunks of the plan the sample rows belong to, in order."""
@@ -27,7 +30,13 @@ class PreparedStep(NamedTuple):
     """Indices into `plan.chunks`, one for each sample row."""
 
 
-def prepare_step(plan: StepPlan, *, block_size: int, dtype: torch.dtype, device: torch.device) -> PreparedStep:
+Scratch = Callable[[int], torch.Tensor]
+"""Gives room for so many blocks, like `KVMemory.scratch`."""
+
+
+def prepare_step(
+    plan: StepPlan, *, block_size: int, dtype: torch.dtype, device: torch.device, scratch: Scratch | None = None
+) -> PreparedStep:
     """Lay out the plan's tokens as the model wants them."""
     decodes = [i for i, chunk in enumerate(plan.chunks) if chunk.num_tokens == 1]
     prefills = [i for i, chunk in enumerate(plan.chunks) if chunk.num_tokens > 1]
@@ -52,6 +61,8 @@ def prepare_step(plan: StepPlan, *, block_size: int, dtype: torch.dtype, device:
     for i in prefills:
         groups.append(_prefill_group(plan.chunks[i], row, block_size, dtype, device))
         row += plan.chunks[i].num_tokens
+    if scratch is not None:
+        groups = _with_scratch(groups, scratch)
     # One transfer for all: on a GPU four small copies would cost more than the numbers in them.
     lengths = [len(token_ids), len(token_ids), len(token_ids), len(sample_rows)]
     flat = torch.tensor(token_ids + positions + slots + sample_rows, dtype=torch.int64).to(device, non_blocking=True)
@@ -69,8 +80,9 @@ def _decode_groups(
     while end:
         start, padding = end - 1, 0
         while start:
+            gathered = num_blocks[end - 1] * (end - start + 1)
             more = padding + num_blocks[end - 1] - num_blocks[start - 1]
-            if more > max(FREE_PADDING_BLOCKS, MAX_PADDING * num_blocks[end - 1] * (end - start + 1)):
+            if gathered > MAX_GROUP_BLOCKS or more > max(FREE_PADDING_BLOCKS, MAX_PADDING * gathered):
                 break
             start, padding = start - 1, more
         groups.append(_decode_group(decodes[start:end], start, block_size, dtype, device))
@@ -109,6 +121,18 @@ def _prefill_group(
     visible = torch.arange(end) <= torch.arange(chunk.start, end).unsqueeze(1)  # [Tq, Tk]
     mask = _additive(visible, dtype).to(device)
     return kernels.QueryGroup(row, 1, chunk.num_tokens, end, blocks, mask, False)
+
+
+def _with_scratch(groups: list[kernels.QueryGroup], scratch: Scratch) -> list[kernels.QueryGroup]:
+    """Give every group that gathers the same room: they take turns."""
+    num_blocks = max((len(group.blocks) for group in groups if isinstance(group.blocks, torch.Tensor)), default=0)
+    if num_blocks == 0:
+        return groups
+    room = scratch(max(num_blocks, MAX_GROUP_BLOCKS))  # asked for once, not a little more at every step
+    return [
+        group._replace(scratch=room[: len(group.blocks)]) if isinstance(group.blocks, torch.Tensor) else group
+        for group in groups
+    ]
 
 
 def _blocks(table: list[int], device: torch.device) -> torch.Tensor | slice:

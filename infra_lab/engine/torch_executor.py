@@ -25,7 +25,13 @@ class TorchExecutor:
         """Copy blocks, run the model over the plan's tokens, sample; all of it has happened on return."""
         begin = perf_counter()
         self.kv_memory.apply(plan.copies)
-        prepared = prepare_step(plan, block_size=self.kv_memory.block_size, dtype=self._dtype, device=self._device)
+        prepared = prepare_step(
+            plan,
+            block_size=self.kv_memory.block_size,
+            dtype=self._dtype,
+            device=self._device,
+            scratch=self.kv_memory.scratch,
+        )
         prepared_at = perf_counter()
         logits = self.model.forward(prepared.inputs, self.kv_memory.layers)  # [S, V]
         if self._device.type == "cuda":

@@ -127,8 +127,11 @@ def load_model(
         else:
             outer[name] = tensor
     embedding = scheme.build_embedding(outer.pop("model.embed_tokens.weight"))
-    lm_head: Linear = embedding
-    if not config.tie_word_embeddings:
+    if config.tie_word_embeddings:
+        lm_head = scheme.build_tied_head(embedding)
+    elif scheme.kind == "dense":
+        lm_head = scheme.build(outer.pop("lm_head.weight"), None, "lm_head")
+    else:
         lm_head = scheme.build_embedding(outer.pop("lm_head.weight"))
     return CausalLM(
         config=config,

@@ -30,6 +30,14 @@ class KVMemory:
         shape = (num_blocks, block_size, 2, num_kv_heads, head_dim)
         self.layers = [_zeros(shape, dtype, device) for _ in range(num_layers)]
         self.block_size = block_size
+        self._scratch = self.layers[0][:0]
+
+    def scratch(self, num_blocks: int) -> torch.Tensor:
+        """Room to gather that many blocks of one layer, [num_blocks, block_size, 2, Hkv, D]; the next call reuses it."""
+        if num_blocks > len(self._scratch):
+            room = max(num_blocks, len(self._scratch) * 5 // 4)
+            self._scratch = self.layers[0].new_empty(room, *self.layers[0].shape[1:])
+        return self._scratch[:num_blocks]
 
     @property
     def num_bytes(self) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from infra_lab.errors import ConfigError
-from infra_lab.quantization.linear import DenseLinear, Int4Linear, Int8Linear, Linear
+from infra_lab.quantization.linear import DenseLinear, Int4Linear, Int8Linear, Linear, PrepackedLinear, can_prepack
 
 KNOWN = ("int8", "rtn-int4-g32", "rtn-int4-g64", "rtn-int4-g128")
 
@@ -25,7 +25,8 @@ class LinearScheme:
         Raises ConfigError if the group size does not divide the input width.
         """
         if self.kind == "dense":
-            return DenseLinear(weight, bias)
+            is_packable = weight.device.type == "cpu" and weight.dtype is torch.bfloat16 and can_prepack()
+            return PrepackedLinear(weight, bias) if is_packable else DenseLinear(weight, bias)
         if self.kind == "int8":
             return Int8Linear(weight, bias)
         if weight.shape[1] % self.group_size:
@@ -36,8 +37,19 @@ class LinearScheme:
         return Int4Linear(weight, bias, group_size=self.group_size)
 
     def build_embedding(self, weight: torch.Tensor) -> DenseLinear | Int8Linear:
-        """The embedding, which may also be the output layer: 8 bits in every scheme, since rows are looked up in it."""
+        """The embedding, [V, H]: 8 bits in every quantized scheme, since single rows are looked up in it."""
         return DenseLinear(weight) if self.kind == "dense" else Int8Linear(weight)
+
+    def build_tied_head(self, embedding: DenseLinear | Int8Linear) -> Linear:
+        """The output layer that shares the embedding's weights.
+
+        Where dense weights are prepacked for the CPU, this is a second copy of them: SmolLM2 takes a fifth more memory, and
+        its largest matrix a third of the time.
+        """
+        if isinstance(embedding, Int8Linear):
+            return embedding
+        head = self.build(embedding.weight, None, "lm_head")
+        return head if isinstance(head, PrepackedLinear) else embedding
 
 
 def parse_scheme(name: str | None, *, device: torch.device, dtype: torch.dtype) -> LinearScheme:
