@@ -29,7 +29,7 @@ lint: setup
 
 test: setup lint
 	$(BIN)/infra-lab fetch smollm2-135m
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # one thread a worker: as many workers as cores
 
 format: setup
 	$(BIN)/ruff format .

@@ -13,7 +13,7 @@ class SchedulerConfig:
     """Tokens of prompt and output together, at most."""
     max_num_seqs: int = 64
     """Requests running at once."""
-    max_batched_tokens: int = 1024
+    max_batched_tokens: int = 512
     """The token budget of one step."""
     max_prefill_chunk: int | None = None
     """Cap on one prompt's share of a step, so that a long prompt leaves room for others; None: the whole budget."""
@@ -37,6 +37,11 @@ class SchedulerConfig:
             raise ConfigError(
                 f"max_num_seqs = {self.max_num_seqs} requests would need as many tokens a step, but max_batched_tokens "
                 f"is {self.max_batched_tokens}; raise the budget or lower max_num_seqs"
+            )
+        if not self.enable_chunked_prefill and self.max_prefill_chunk is not None:
+            raise ConfigError(
+                f"max_prefill_chunk is {self.max_prefill_chunk}, but without chunked prefill a prompt is computed whole; "
+                "leave it out, or enable chunked prefill"
             )
         if not self.enable_chunked_prefill and self.max_batched_tokens < self.max_model_len:
             raise ConfigError(

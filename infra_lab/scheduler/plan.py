@@ -27,7 +27,11 @@ class StepPlan:
     """Blocks to copy before anything is computed (copy-on-write)."""
     admitted: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
-    num_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute, over all chunks."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
 
     @property
     def is_empty(self) -> bool:

@@ -1,7 +1,7 @@
 """Continuous batching under one token budget (Orca, Yu 2022; chunked prefill as in Sarathi-Serve, Agrawal 2024).
 
-Each step has a budget of tokens. Those who run come first, the most urgent of them before the others: a decode takes one
-token, an unfinished prompt as many as its chunk may have. What is left goes to those who wait.
+Each step has a budget of tokens. Everyone who runs is sure of one, which is all that a decode needs: no prompt delays
+it. Unfinished prompts then share the others, the most urgent first, and what is left goes to those who wait.
 
     budget 16 │ a b c d │ e e e e e e │ f f f f f f │
               │ decodes │ rest of e's │ first chunk │
@@ -42,6 +42,7 @@ class Scheduler:
         self._sequence_numbers = count()
         self._step_numbers = count()
         self._watermark_blocks = int(config.watermark * blocks.num_blocks)
+        self._max_chunk = config.max_prefill_chunk or config.max_batched_tokens
 
     @property
     def has_work(self) -> bool:
@@ -75,9 +76,10 @@ class Scheduler:
 
     def _check_it_can_be_served(self, request: Request) -> None:
         prompt, limits = request.num_prompt_tokens, self.config
-        for member in (request, *request.forks):
-            if member.request_id in self.requests:
-                raise InvalidRequestError(f"request id {member.request_id!r} is in use; choose another one")
+        ids = [member.request_id for member in (request, *request.forks)]
+        for request_id in ids:
+            if request_id in self.requests or ids.count(request_id) > 1:
+                raise InvalidRequestError(f"request id {request_id!r} is in use; choose another one")
         if prompt == 0:
             raise InvalidRequestError("the prompt has no tokens; give at least one")
         if prompt >= limits.max_model_len:
@@ -111,16 +113,14 @@ class Scheduler:
         if request.status is Status.RUNNING:
             self.running.remove(request)
         elif request.status is Status.WAITING:
-            self.waiting.discard()
+            self.waiting.discard(request)
         self.blocks.free(request)
         for member in (request, *request.forks):
-            self._mark_finished(member, reason)
+            if not member.is_finished:
+                member.status = Status.FINISHED
+                member.finish_reason = reason
+                del self.requests[member.request_id]
         request.forks.clear()
-
-    def _mark_finished(self, request: Request, reason: str) -> None:
-        request.status = Status.FINISHED
-        request.finish_reason = reason
-        del self.requests[request.request_id]
 
     # ---- before a step ----
 
@@ -129,91 +129,87 @@ class Scheduler:
         plan = StepPlan(step=next(self._step_numbers))
         self._preempt_for_urgent(plan)
         num_preempted = len(plan.preempted)
-        budget = self._schedule_running(plan, self.config.max_batched_tokens)
+        budget = self._schedule_running(plan)
         if len(plan.preempted) == num_preempted:  # else blocks are short, and whoever came in now would be next to go
-            budget = self._admit_waiting(plan, budget)
-        plan.num_tokens = self.config.max_batched_tokens - budget
+            self._admit_waiting(plan, budget)
         return plan
 
     def _preempt_for_urgent(self, plan: StepPlan) -> None:
-        """Where a request of higher priority waits for a seat or for blocks, take those of the lowest that run."""
+        """Where a request of higher priority waits for a seat, tokens or blocks, take those of the lowest that run."""
         urgent = self.waiting.peek()
-        if urgent is None:
-            return
-        first_chunk = min(len(urgent.token_ids), self.config.max_prefill_chunk or self.config.max_batched_tokens)
-        needed = -(-first_chunk // self.blocks.block_size) + self._watermark_blocks
-        while self.running and urgent.priority < self.running[-1].priority:
-            if len(self.running) < self.config.max_num_seqs and self.blocks.num_free_blocks >= needed:
+        while urgent and self.running and urgent.priority < self.running[-1].priority:
+            if self._claim(urgent, self.config.max_batched_tokens - len(self.running)):
+                self.blocks.cancel_open(urgent)  # its turn comes when those who run have had theirs
                 break
-            self._preempt(self.running[-1], plan)
+            self._preempt(plan)
 
-    def _schedule_running(self, plan: StepPlan, budget: int) -> int:
+    def _schedule_running(self, plan: StepPlan) -> int:
+        """Plan everyone who runs; return what is left of the budget, unless somebody was preempted for blocks."""
         append = plan.chunks.append
+        urgent = self.waiting.peek()
+        budget = self.config.max_batched_tokens - len(self.running)  # one token is set aside for each
         # Preemption shortens the list from its end while we walk it from its start: whoever goes was not planned yet.
         for request in self.running:
             start = request.num_computed
             num_tokens = len(request.token_ids) - start
             if num_tokens > 1:
-                num_tokens = self._chunk_size(num_tokens, budget)
-            if num_tokens > budget or num_tokens == 0:
-                break
+                is_outranked = urgent is not None and urgent.priority < request.priority
+                num_tokens = 1 if is_outranked else min(num_tokens, self._max_chunk, 1 + budget)
+                budget -= num_tokens - 1
             end = start + num_tokens
             if end > request.capacity and not self._grow_or_preempt(request, end, start, plan):
                 break
             append(Chunk(request, start, num_tokens))
-            budget -= num_tokens
         return budget
-
-    def _chunk_size(self, num_tokens: int, budget: int) -> int:
-        """How many of `num_tokens` missing tokens to compute now; 0 for none."""
-        if not self.config.enable_chunked_prefill:
-            return num_tokens if num_tokens <= budget else 0
-        return min(num_tokens, budget, self.config.max_prefill_chunk or budget)
 
     def _grow_or_preempt(self, request: Request, end: int, start: int, plan: StepPlan) -> bool:
         """Make room for tokens `start` to `end`, preempting the least urgent until it fits; False if that was us."""
         while (copies := self.blocks.grow(request, end, start)) is None:
-            victim = self.running[-1]
-            self._preempt(victim, plan)
-            if victim is request:
+            if self._preempt(plan) is request:
                 return False
         plan.copies.extend(copies)
         return True
 
-    def _preempt(self, victim: Request, plan: StepPlan) -> None:
-        self.running.remove(victim)
+    def _preempt(self, plan: StepPlan) -> Request:
+        """Send the least urgent of those who run back to the queue."""
+        victim = self.running.pop()
         self.blocks.free(victim)
         victim.num_computed = 0
         victim.num_preemptions += 1
         victim.status = Status.WAITING
         self.waiting.push(victim)
         plan.preempted.append(victim)
+        return victim
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
-        while budget > 0 and len(self.running) < self.config.max_num_seqs:
-            request = self.waiting.peek()
-            if request is None or not self._admit(request, plan, budget):
-                break
-            budget -= plan.chunks[-1].num_tokens
-        return budget
+    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
+        """Let in the most urgent of those who wait, in turn, until one finds no room: nobody overtakes it."""
+        while (request := self.waiting.peek()) and (chunk := self._claim(request, budget)):
+            _, start, num_tokens = chunk
+            self.blocks.grow(request, start + num_tokens, start)
+            self.waiting.pop()
+            request.num_computed = request.num_cached = start
+            request.status = Status.RUNNING
+            insort(self.running, request, key=_urgency)
+            plan.admitted.append(request)
+            plan.chunks.append(chunk)
+            budget -= num_tokens
 
-    def _admit(self, request: Request, plan: StepPlan, budget: int) -> bool:
-        """Claim what the prefix cache has of the request, and make room for its first chunk; False if there is none."""
+    def _claim(self, request: Request, budget: int) -> Chunk | None:
+        """Claim what the prefix cache has of a waiting request; return its first chunk, for which there is room.
+
+        None, and nothing claimed, if there is no seat, no budget, or not enough blocks beyond the watermark.
+        """
+        if len(self.running) == self.config.max_num_seqs or budget == 0:
+            return None
         start = self.blocks.open(request)
-        num_tokens = self._chunk_size(len(request.token_ids) - start, budget)
-        end = start + num_tokens
+        missing = len(request.token_ids) - start
+        num_tokens = min(missing, budget, self._max_chunk) if self.config.enable_chunked_prefill else missing
         spare = self._watermark_blocks if self.running else 0
-        if num_tokens == 0 or self.blocks.blocks_to_grow(request, end, start) + spare > self.blocks.num_free_blocks:
+        needed = self.blocks.blocks_to_grow(request, start + num_tokens, start) + spare
+        if num_tokens > budget or needed > self.blocks.num_free_blocks:
             self.blocks.cancel_open(request)
-            return False
-        plan.copies.extend(self.blocks.grow(request, end, start) or ())
-        self.waiting.pop()
-        request.num_computed = request.num_cached = start
-        request.status = Status.RUNNING
-        insort(self.running, request, key=_urgency)
-        plan.admitted.append(request)
-        plan.chunks.append(Chunk(request, start, num_tokens))
-        return True
+            return None
+        return Chunk(request, start, num_tokens)
 
     # ---- after a step ----
 
@@ -222,7 +218,7 @@ class Scheduler:
 
         Requests that were aborted while the step ran are passed over.
         """
-        finished: list[tuple[Request, str]] = []
+        finished: dict[Request, str] = {}
         running, block_size = Status.RUNNING, self.blocks.block_size
         for (request, start, num_tokens), token_id in zip(plan.chunks, result.token_ids, strict=True):
             if request.status is not running:
@@ -238,14 +234,16 @@ class Scheduler:
             token_ids = request.token_ids
             token_ids.append(token_id)
             if token_id in request.stop_token_ids and len(token_ids) >= request.min_total_tokens:
-                finished.append((request, "stop"))
+                finished[request] = "stop"
             elif len(token_ids) >= request.max_total_tokens:
-                finished.append((request, "length"))
-        finished += [(plan.chunks[position].request, "error") for position in result.errors]
-        for request, reason in finished:
+                finished[request] = "length"
+        for position in result.errors:
+            request = plan.chunks[position].request
             if request.status is running:
-                self.finish(request, reason)
-        return [request for request, _ in finished]
+                finished[request] = "error"
+        for request, reason in finished.items():
+            self.finish(request, reason)
+        return list(finished)
 
     def _fork(self, parent: Request) -> None:
         """Let the other samples of a prompt start from the parent's blocks, each at the prompt's last token.
@@ -255,6 +253,8 @@ class Scheduler:
         """
         last = parent.num_prompt_tokens - 1
         for fork in parent.forks:
+            if fork.is_finished:  # aborted before it was born
+                continue
             if len(self.running) < self.config.max_num_seqs:
                 self.blocks.fork(parent, fork, last)
                 fork.num_computed = fork.num_cached = last

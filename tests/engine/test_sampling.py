@@ -52,7 +52,7 @@ class TestAgainstTransformers:
             ({"temperature": 2.0, "top_p": 0.7}, [hf.TemperatureLogitsWarper(2.0), hf.TopPLogitsWarper(0.7)]),
             ({"temperature": 0.5, "min_p": 0.05}, [hf.TemperatureLogitsWarper(0.5), hf.MinPLogitsWarper(0.05)]),
         ],
-        ids=str,
+        ids=lambda value: str(value) if isinstance(value, dict) else "",
     )
     def test_filters_keep_the_same_tokens(self, params: dict[str, Any], processors: list[Any], seed: int) -> None:
         logits = random_logits(1, seed) / 2

@@ -1,5 +1,7 @@
 """Stop strings against a brute-force reading of the whole text, for any way of cutting it into chunks."""
 
+from itertools import pairwise
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -25,7 +27,7 @@ def test_any_chunking_gives_the_cut_text(text: str, stop: list[str], include_sto
     expected, expected_match = cut_by_hand(text, stop, include_stop)
     borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     checker, shown, matched = StopChecker(stop, include_stop), "", None
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in pairwise(borders):
         watched = checker.push(text[begin:end])
         shown += watched.emit
         assert expected.startswith(shown), "something was shown that must be taken back"

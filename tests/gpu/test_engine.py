@@ -10,7 +10,9 @@ from infra_lab import LLM, SamplingParams
 TEXTS = ["The built-in function len returns", "class", "import os\n", "Raises ValueError if the argument is not " * 6]
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_batched_tokens": 16, "max_num_seqs": 4}, {"num_kv_blocks": 60}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_batched_tokens": 16, "max_num_seqs": 4}, {"num_kv_blocks": 60}], ids=str
+)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_tokens_equal_the_cpus(settings: dict[str, Any], temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)

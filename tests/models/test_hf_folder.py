@@ -181,7 +181,7 @@ class TestDamage:
             with pytest.raises(CorruptModelError, match="expected a file in the folder"):
                 HFFolder(tmp_path)
         index_path.write_text("{")
-        with pytest.raises(CorruptModelError, match="index.json"):
+        with pytest.raises(CorruptModelError, match=r"index.json"):
             HFFolder(tmp_path)
 
     def test_no_weights_or_pickled_ones(self, folder: Path) -> None:
