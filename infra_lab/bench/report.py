@@ -47,8 +47,10 @@ class BenchReport:
         notes = list(dict.fromkeys(row.note for row in self.rows if row.note))
         numbered = [f"{number}  {note}" for number, note in enumerate(notes, 1)]
         title = f"infra-lab bench {self.suite}\n{self.machine.summary}"
-        table = Table(title=title, caption="\n".join(numbered), caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", overflow="fold")
+        table = Table(
+            title=title, caption="\n".join(numbered), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        table.add_column("", no_wrap=True)
         table.add_column("value", justify="right", no_wrap=True)
         table.add_column("peer or limit", overflow="fold")
         for column in ("its value", "ratio", "asked"):

@@ -59,7 +59,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
     blocks = BlockManager(num_blocks, config.block_size, enable_prefix_cache=config.enable_prefix_cache)
     executor = TorchExecutor(model, kv_memory, dtype=resolved.dtype, device=resolved.device)
     core = EngineCore(
-        Scheduler(resolved.scheduler, blocks, clock),
+        Scheduler(resolved.scheduler, blocks),
         executor,
         tokenizer,
         vocab_size=checkpoint.config.vocab_size,

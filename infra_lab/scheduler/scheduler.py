@@ -15,7 +15,6 @@ one, so it always moves on, and with it, in turn, everybody.
 from bisect import insort
 from itertools import count
 
-from infra_lab.clock import Clock, WallClock
 from infra_lab.errors import InvalidRequestError, QueueFullError
 from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.scheduler.config import SchedulerConfig
@@ -27,13 +26,13 @@ from infra_lab.scheduler.waiting_queue import WaitingQueue
 class Scheduler:
     """Decides, step by step, which requests get how many tokens computed. Call `schedule`, execute, `update`, in turn.
 
-    `add`, `abort` and `finish` may be called between any two of these. Nothing here blocks, sleeps or looks at a tensor.
+    `add`, `abort` and `finish` may be called between two steps, or while one is computed but not between `schedule` and the
+    executor's reading of the plan. Nothing here blocks, sleeps, or looks at a clock or a tensor: time comes with the requests.
     """
 
-    def __init__(self, config: SchedulerConfig, blocks: BlockManager, clock: Clock | None = None) -> None:
+    def __init__(self, config: SchedulerConfig, blocks: BlockManager) -> None:
         self.config = config
         self.blocks = blocks
-        self.clock = clock or WallClock()
         self.waiting = WaitingQueue()
         self.running: list[Request] = []
         """Sorted by urgency: the last one is the first to be preempted."""
