@@ -52,7 +52,7 @@ class BenchReport:
         )
         table.add_column("", no_wrap=True)
         table.add_column("value", justify="right", no_wrap=True)
-        table.add_column("peer or limit", overflow="fold")
+        table.add_column("peer or limit", overflow="fold", min_width=17)
         for column in ("its value", "ratio", "asked"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)

@@ -40,13 +40,13 @@ def scheduler_rows(*, quick: bool, say: Callable[[str], None]) -> list[BenchRow]
     measured = measure_prefix_cache(2_000 if quick else 10_000)
     rows += [
         at_most(
-            f"prefix cache, {row.cache_blocks // 1024}k blocks",
+            f"prefix hit, {row.cache_blocks // 1024}k blocks",
             row.p50_us,
-            "µs/request",
+            "µs",
             f"with {measured[0].cache_blocks // 1024}k blocks",
             measured[0].p50_us,
             None if row is measured[0] else 1.5,
-            f"{row.num_requests:,} requests, {row.hit_rate:.0%} of tokens hit; hashing alone {row.hashing_us:.0f} µs",
+            f"{row.num_requests:,} requests, {row.hit_rate:.0%} of tokens hit; hashing {row.hashing_us:.0f} µs of it",
         )
         for row in measured
     ]
