@@ -4,7 +4,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from infra_lab.paged_kv.block_manager import BlockManager
+from infra_lab.engine.kv_map import KVMap, KVMapper
+from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager
 from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
 from infra_lab.scheduler.request import Request
 from infra_lab.scheduler.scheduler import Scheduler
@@ -50,10 +51,17 @@ class StepRecord:
     num_waiting: int
     used_blocks: int
     total_blocks: int
-    num_copies: int
+    copies: tuple[BlockCopy, ...]
     """Blocks copied on write."""
     timings_s: dict[str, float] = field(default_factory=dict)
     """Parts of the duration: schedule, prepare, forward, sample, update, output."""
+    kv_map: KVMap | None = None
+    """Every block at the end of the step, where the recorder was told to keep that."""
+
+    @property
+    def num_copies(self) -> int:
+        """Blocks copied on write."""
+        return len(self.copies)
 
     @property
     def num_tokens(self) -> int:
@@ -67,10 +75,16 @@ class StepRecord:
 
 
 class FlightRecorder:
-    """Keeps the latest `max_steps` records; `steps` is a list of them, oldest first."""
+    """Keeps the latest `max_steps` records; `steps` is a list of them, oldest first.
+
+    Set `keep_kv_maps` to have every record carry a picture of the whole KV pool; that costs time and memory in
+    proportion to the pool, so it is off by default.
+    """
 
     def __init__(self, max_steps: int = 100_000) -> None:
+        self.keep_kv_maps = False
         self._steps: deque[StepRecord] = deque(maxlen=max_steps)
+        self._mapper = KVMapper()
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -116,8 +130,9 @@ class FlightRecorder:
             num_waiting=len(scheduler.waiting),
             used_blocks=blocks.num_blocks - blocks.num_free_blocks,
             total_blocks=blocks.num_blocks,
-            num_copies=len(plan.copies),
+            copies=tuple(plan.copies),
             timings_s=timings_s,
+            kv_map=self._mapper.view(blocks, scheduler.running, finished) if self.keep_kv_maps else None,
         )
         self._steps.append(record)
         return record

@@ -36,7 +36,7 @@ from infra_lab.paged_kv.free_list import FreeList
 from infra_lab.paged_kv.hashing import extend_block_hashes
 from infra_lab.paged_kv.prefix_index import PrefixIndex
 from infra_lab.paged_kv.sequence import KVSequence
-from infra_lab.paged_kv.snapshot import BlockInfo, BlockOwner, BlockState, CacheSnapshot, CacheStats
+from infra_lab.paged_kv.snapshot import BlockInfo, BlockState, CacheSnapshot, CacheStats
 
 
 class BlockCopy(NamedTuple):
@@ -252,14 +252,6 @@ class BlockManager:
 
         blocks = tuple(info(block) for block in range(self.num_blocks))
         return CacheSnapshot(self.block_size, blocks, tuple(self._free.cached), replace(self.stats))
-
-    def owners(self, sequences: Iterable[KVSequence]) -> tuple[tuple[BlockOwner, ...], ...]:
-        """Return for each physical block which of `sequences` have it in their tables, and where."""
-        owners: list[list[BlockOwner]] = [[] for _ in range(self.num_blocks)]
-        for seq in sequences:
-            for index, block in enumerate(seq.block_table):
-                owners[block].append(BlockOwner(seq, index))
-        return tuple(tuple(entries) for entries in owners)
 
     def _cached_prefix(self, seq: KVSequence) -> list[int]:
         if not self.enable_prefix_cache or not len(self._index):

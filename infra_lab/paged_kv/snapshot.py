@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from infra_lab.paged_kv.sequence import KVSequence
-
 
 @dataclass(slots=True)
 class CacheStats:
@@ -58,11 +56,3 @@ class CacheSnapshot:
     """The cached blocks, the next one to go first."""
     stats: CacheStats
     """A copy."""
-
-
-class BlockOwner(NamedTuple):
-    """One entry of one block table."""
-
-    sequence: KVSequence
-    table_index: int
-    """Where in the sequence's table: the block holds its tokens from `table_index * block_size` on."""

@@ -7,7 +7,7 @@ import pytest
 from infra_lab.errors import InvariantError
 from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.paged_kv.sequence import KVSequence
-from infra_lab.paged_kv.snapshot import BlockOwner, BlockState
+from infra_lab.paged_kv.snapshot import BlockState
 
 Damage = Callable[[BlockManager, KVSequence], object]
 
@@ -37,14 +37,6 @@ def test_snapshot_says_what_each_block_is_doing() -> None:
     manager.open(KVSequence([1, 2, 3]))
     assert (snapshot.stats.hit_tokens, manager.stats.hit_tokens) == (0, 2)
     assert manager.stats.hit_rate == 2 / 10
-
-
-def test_owners_names_every_table_that_a_block_stands_in() -> None:
-    manager, running = pool()
-    child = KVSequence([5, 6, 8])
-    manager.fork(running, child, 2)
-    owners = manager.owners([running, child])
-    assert owners == ((), (), (BlockOwner(running, 0), BlockOwner(child, 0)), (BlockOwner(running, 1),), (), ())
 
 
 def test_integrity_of_a_sound_pool() -> None:

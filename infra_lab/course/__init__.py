@@ -1,0 +1,1 @@
+"""What makes a notebook a lesson: its head, predictions, checks, hints, claims, and the grading."""
