@@ -1,5 +1,6 @@
 """From a configuration to an engine that is ready to step."""
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,11 @@ from infra_lab.paged_kv.kv_memory import KVMemory
 from infra_lab.scheduler.scheduler import Scheduler
 
 
+ONEDNN_KERNELS = 64
+"""oneDNN generates code for every shape and keeps the latest 1,024 pieces, some 100 KB each. A continuous batch has another
+shape at nearly every step: that would be 90 MB for shapes that hardly come again, and 64 are no slower."""
+
+
 class Engine(NamedTuple):
     """The parts, for those who want to look inside."""
 
@@ -34,6 +40,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
 
     Raises ModelNotFoundError, UnsupportedModelError, CorruptModelError or ConfigError.
     """
+    # Read by oneDNN when it computes for the first time; whoever has set it knows better.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(ONEDNN_KERNELS))
     clock = clock or WallClock()
     path = resolve_model(config.model)
     checkpoint = open_checkpoint(path, load_format=config.load_format)
