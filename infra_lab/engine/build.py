@@ -20,7 +20,6 @@ from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.paged_kv.kv_memory import KVMemory
 from infra_lab.scheduler.scheduler import Scheduler
 
-
 ONEDNN_KERNELS = 64
 """oneDNN generates code for every shape and keeps the latest 1,024 pieces, some 100 KB each. A continuous batch has another
 shape at nearly every step: that would be 90 MB for shapes that hardly come again, and 64 are no slower."""
@@ -65,7 +64,9 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
         device=resolved.device,
     )
     blocks = BlockManager(num_blocks, config.block_size, enable_prefix_cache=config.enable_prefix_cache)
-    executor = TorchExecutor(model, kv_memory, dtype=resolved.dtype, device=resolved.device)
+    executor = TorchExecutor(
+        model, kv_memory, dtype=resolved.dtype, device=resolved.device, num_threads=resolved.num_threads
+    )
     core = EngineCore(
         Scheduler(resolved.scheduler, blocks),
         executor,

@@ -16,6 +16,11 @@ CPU_KV_BYTES = 1 << 30
 """Without a wish of the user, the KV cache of a CPU engine takes this much, if a quarter of the free memory allows."""
 
 
+SHARED_MATRIX_WEIGHTS = 1 << 18
+"""Splitting a smaller matrix between threads costs more than it saves, and much more where another program wants the cores:
+the threads then wait for each other at every layer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Everything that can be set, each with a default that suits a laptop. `resolve_config` checks it."""
@@ -43,6 +48,8 @@ class EngineConfig:
     max_prefill_chunk: int | None = None
     enable_chunked_prefill: bool = True
     max_waiting: int | None = None
+    num_threads: int | None = None
+    """CPU threads that a step computes with; None: one for a model too small to be shared, else as many as torch uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class ResolvedConfig:
     num_kv_blocks: int | None
     """None on a GPU with no wish of the user: what the weights leave is known once they are loaded."""
     scheduler: SchedulerConfig
+    num_threads: int
 
 
 def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
@@ -86,7 +94,9 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
         enable_chunked_prefill=config.enable_chunked_prefill,
         max_waiting=config.max_waiting,
     )
-    return ResolvedConfig(device, dtype, scheme, max_model_len, num_kv_blocks, scheduler)
+    # 6. With how many threads of the CPU.
+    num_threads = _num_threads(config.num_threads, model)
+    return ResolvedConfig(device, dtype, scheme, max_model_len, num_kv_blocks, scheduler, num_threads)
 
 
 def _device(name: str) -> torch.device:
@@ -114,6 +124,15 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {name!r}; known: auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _num_threads(wanted: int | None, model: ModelConfig) -> int:
+    if wanted is None:
+        is_small = model.hidden_size * model.intermediate_size < SHARED_MATRIX_WEIGHTS
+        return 1 if is_small else torch.get_num_threads()
+    if wanted < 1:
+        raise ConfigError(f"num_threads is {wanted}; it must be at least 1, or None for the engine's choice")
+    return wanted
 
 
 def _num_kv_blocks(config: EngineConfig, device: torch.device, block_bytes: int) -> int | None:

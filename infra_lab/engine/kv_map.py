@@ -8,7 +8,7 @@ remembered here by its hash.
 from typing import NamedTuple
 
 from infra_lab.paged_kv.block_manager import BlockManager
-from infra_lab.paged_kv.snapshot import BlockState
+from infra_lab.paged_kv.snapshot import BlockInfo, BlockState
 from infra_lab.scheduler.request import Request
 
 
@@ -47,6 +47,16 @@ class KVMap(NamedTuple):
         """How many blocks are in that state."""
         return sum(block.state is state for block in self.blocks)
 
+    @property
+    def stored_tokens(self) -> int:
+        """Slots of used blocks that hold somebody's KV; a shared slot counts once."""
+        return sum(max((use.num_tokens for use in block.users), default=0) for block in self.blocks)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Slots of used blocks, whether they hold anything or not."""
+        return self.count(BlockState.USED) * self.block_size
+
 
 class KVMapper:
     """Draws `KVMap`s. It remembers the tokens behind each hash that it has seen."""
@@ -58,22 +68,35 @@ class KVMapper:
         """Picture the pool after a step; O(pool + the running requests' blocks)."""
         size = blocks.block_size
         for request in (*running, *finished):
-            for index, block_hash in enumerate(request.block_hashes):
-                if block_hash not in self._tokens_of:
-                    self._tokens_of[block_hash] = tuple(request.token_ids[index * size : (index + 1) * size])
-        users: list[list[BlockUse]] = [[] for _ in range(blocks.num_blocks)]
-        held: list[tuple[int, ...]] = [()] * blocks.num_blocks
+            self._remember(request, size)
+        users: dict[int, list[BlockUse]] = {}
+        held: dict[int, tuple[int, ...]] = {}
         for request in running:
             for index, block in enumerate(request.block_table):
                 start = index * size
                 num_tokens = min(max(request.num_computed - start, 0), size)
-                users[block].append(BlockUse(request.request_id, index, num_tokens))
-                if num_tokens > len(held[block]):
+                users.setdefault(block, []).append(BlockUse(request.request_id, index, num_tokens))
+                if num_tokens > len(held.get(block, ())):
                     held[block] = tuple(request.token_ids[start : start + num_tokens])
         snapshot = blocks.snapshot()
-        views = []
-        for info in snapshot.blocks:
-            is_matchable = info.block_hash is not None
-            tokens = self._tokens_of.get(info.block_hash, ()) if info.block_hash is not None else held[info.block]
-            views.append(BlockView(info.state, info.ref_count, tuple(users[info.block]), tokens, is_matchable))
-        return KVMap(size, tuple(views), snapshot.eviction_order)
+        views = tuple(
+            self._view(info, tuple(users.get(info.block, ())), held.get(info.block, ())) for info in snapshot.blocks
+        )
+        return KVMap(size, views, snapshot.eviction_order)
+
+    def _remember(self, request: Request, size: int) -> None:
+        """Note the tokens behind the request's hashes; they are a chain, so the new ones are at its end."""
+        for index in range(len(request.block_hashes) - 1, -1, -1):
+            if request.block_hashes[index] in self._tokens_of:
+                break
+            self._tokens_of[request.block_hashes[index]] = tuple(request.token_ids[index * size : (index + 1) * size])
+
+    def _view(self, info: BlockInfo, users: tuple[BlockUse, ...], held: tuple[int, ...]) -> BlockView:
+        if info.state is BlockState.FREE:
+            return _FREE
+        if info.block_hash is None:
+            return BlockView(info.state, info.ref_count, users, held, False)
+        return BlockView(info.state, info.ref_count, users, self._tokens_of.get(info.block_hash, ()), True)
+
+
+_FREE = BlockView(BlockState.FREE, 0, (), (), False)

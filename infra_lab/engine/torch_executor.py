@@ -14,15 +14,34 @@ from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
 class TorchExecutor:
     """Runs a model over a paged KV memory (see `Executor` for the contract)."""
 
-    def __init__(self, model: CausalLM, kv_memory: KVMemory, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        kv_memory: KVMemory,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_threads: int | None = None,
+    ) -> None:
         self.model = model
         self.kv_memory = kv_memory
         self.sampler = Sampler()
         self._dtype, self._device = dtype, device
+        self._num_threads = num_threads
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Copy blocks, run the model over the plan's tokens, sample; all of it has happened on return."""
+        others = torch.get_num_threads()
+        if self._num_threads in (None, others):
+            return self._execute(plan)
+        torch.set_num_threads(self._num_threads)  # the process's setting, given back for whatever else it computes
+        try:
+            return self._execute(plan)
+        finally:
+            torch.set_num_threads(others)
+
+    @torch.inference_mode()
+    def _execute(self, plan: StepPlan) -> StepResult:
         begin = perf_counter()
         self.kv_memory.apply(plan.copies)
         prepared = prepare_step(

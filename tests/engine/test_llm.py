@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from infra_lab import LLM, SamplingParams
 from infra_lab.engine.chrome_trace import write_chrome_trace
 from infra_lab.errors import ConfigError, InvalidRequestError, ModelNotFoundError, QueueFullError
+from infra_lab.models.transformer import CausalLM
 from infra_lab.scheduler.plan import StepPlan, StepResult
 
 PROMPT = "The built-in function len returns"
@@ -243,3 +245,25 @@ def test_logits_that_are_not_numbers_end_one_request_only() -> None:
     assert "ruled out every token" in (endings[bad, 0].error or "")
     assert endings[good, 0].finish_reason == "length"
     assert not llm.core.has_work
+
+
+def test_threads_are_the_engines_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model computes on one thread, and the process's setting is as before after each step."""
+    assert LLM("tiny", kv_cache_bytes=1 << 20).resolved.num_threads == 1
+    llm = LLM("tiny", kv_cache_bytes=1 << 20, num_threads=2)
+    before, seen, forward = torch.get_num_threads(), [], CausalLM.forward
+
+    def watched(*args: Any) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return forward(*args)
+
+    monkeypatch.setattr(CausalLM, "forward", watched)
+    torch.set_num_threads(3)
+    try:
+        llm.generate(["abc"], SamplingParams(max_tokens=2))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2, 2]
+    with pytest.raises(ConfigError, match="num_threads is 0"):
+        LLM("tiny", num_threads=0)
