@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from infra_lab.course.planted_bugs import KeepsHashOfEvictedBlock, LeaksAReference, WritesToSharedBlocks
 from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager
 from infra_lab.paged_kv.hashing import extend_block_hashes
 from infra_lab.paged_kv.sequence import KVSequence
@@ -17,27 +18,11 @@ from tests.paged_kv.random_driver import drive
 Copies = tuple[BlockCopy, ...]
 
 
-class LeaksAReference(BlockManager):
-    def free(self, seq: KVSequence) -> None:
-        last = seq.block_table[-1:]
-        super().free(seq)
-        for block in last:
-            self._ref_counts[block] += 1
-
-
 class DropsAReferenceTwice(BlockManager):
     def free(self, seq: KVSequence) -> None:
         if seq.block_table and self._ref_counts[seq.block_table[0]] > 1:
             self._ref_counts[seq.block_table[0]] -= 1
         super().free(seq)
-
-
-class WritesToSharedBlocks(BlockManager):
-    def blocks_to_grow(self, seq: KVSequence, num_tokens: int, start: int) -> int:
-        return max(-(-num_tokens // self.block_size) - len(seq.block_table), 0)
-
-    def _make_writable(self, table: list[int], index: int) -> Copies:
-        return ()
 
 
 class ForgetsToCopy(BlockManager):
@@ -71,14 +56,6 @@ class EvictsReferencedBlocks(BlockManager):
         for block in seq.block_table:
             self._free.put_cached(block)
         return num_tokens
-
-
-class KeepsHashOfEvictedBlock(BlockManager):
-    def _take(self, num_blocks: int) -> list[int]:
-        blocks = self._free.take(num_blocks)
-        for block in blocks:
-            self._ref_counts[block] = 1
-        return blocks
 
 
 class KeepsHashOfReopenedBlock(BlockManager):

@@ -1,0 +1,82 @@
+"""plotly in the browser: sent to a page once, not once for every figure.
+
+A FigureWidget carries plotly's bundle of 5 MB, and a page reads it anew for each figure; a lesson with six of them would load
+30 MB. Here one hidden widget brings the bundle and leaves it in the page, and the figures wait for it:
+
+    kernel        Bundle (5 MB, once)      figure (2 KB)      figure (2 KB)
+                     │                        │                  │
+    page             └── globalThis[KEY] ─────┴──────────────────┘
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import anywidget
+import plotly
+
+_KEY = f"__infra_lab_plotly_{plotly.__version__}"
+
+_BUNDLE_ESM = f"""
+const source = SOURCE;
+if (!globalThis["{_KEY}"]) {{
+  const url = URL.createObjectURL(new Blob([source], {{ type: "text/javascript" }}));
+  globalThis["{_KEY}"] = import(url).finally(() => URL.revokeObjectURL(url));
+}}
+export default {{}};
+"""
+
+FIGURE_ESM = f"""
+const MESSAGES = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", "update", "animate",
+  "removeLayoutProps", "removeTraceProps"].map((name) => "_py2js_" + name);
+
+const loaded = async () => {{
+  for (let tries = 0; !globalThis["{_KEY}"]; tries++) {{
+    if (tries > 1200) throw new Error("plotly has not arrived from the kernel; run the cell again");
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }}
+  return (await globalThis["{_KEY}"]).default;
+}};
+
+export default () => {{
+  let ready;
+  return {{
+    initialize({{ model }}) {{
+      // What Python changes before plotly is here: plotly gets it afterwards, unless the whole state came in between.
+      let missed = [];
+      const listeners = MESSAGES.map((name) => ["change:" + name, () => {{
+        const message = model.get(name);
+        if (message) missed.push([name, message]);
+      }}]);
+      listeners.push(["change:_widget_data", () => {{ missed = []; }}]);
+      for (const [event, listener] of listeners) model.on(event, listener);
+      ready = loaded().then(async (make) => {{
+        const figure = make();
+        for (const [event, listener] of listeners) model.off(event, listener);
+        await figure.initialize({{ model }});
+        for (const [name, message] of missed) {{
+          model.set(name, message);
+          model.set(name, null);
+        }}
+        return figure;
+      }});
+    }},
+    async render(context) {{
+      return (await ready).render(context);
+    }},
+  }};
+}};
+"""
+
+
+class _Bundle(anywidget.AnyWidget):
+    """Never shown; it does its work when the page hears of it."""
+
+    _esm = ""
+
+
+@cache
+def share_bundle() -> _Bundle:
+    """Send plotly's bundle to the pages of this kernel; only the first call does. Returns the widget that carries it."""
+    path = Path(plotly.__file__).parent / "package_data" / "widgetbundle.js"
+    return _Bundle(_esm=_BUNDLE_ESM.replace("SOURCE", json.dumps(path.read_text(encoding="utf-8")), 1))
