@@ -3,11 +3,8 @@
 Nothing heavy is imported before a command runs: `infra-lab --help` must not wait for torch.
 """
 
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from infra_lab.errors import InfraLabError
+from infra_lab.console import errors, readable_errors
+from infra_lab.course import cli as course
 
 if TYPE_CHECKING:
     from infra_lab.engine.llm import LLM
@@ -25,23 +23,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
-errors = Console(stderr=True)
-GIB = 1 << 30
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Turn what a user can cause into one line and an exit code, not a traceback."""
-    try:
-        yield
-    except InfraLabError as error:
-        errors.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(128 + signal.SIGPIPE) from None
+app.add_typer(course.exercises_app, name="exercises")
+app.add_typer(course.lessons_app, name="lessons")
+app.command()(course.grade)
+app.command()(course.claims)
 
 
 def main() -> None:
@@ -54,7 +39,7 @@ def doctor(json_output: Annotated[bool, typer.Option("--json", help="Print JSON 
     """Show this machine, measure it, and say what is missing."""
     from infra_lab.hardware.doctor import examine
 
-    with _readable_errors():
+    with readable_errors():
         report = examine()
         if json_output:
             sys.stdout.write(report.to_json() + "\n")
@@ -68,6 +53,22 @@ def doctor(json_output: Annotated[bool, typer.Option("--json", help="Print JSON 
 
 
 @app.command()
+def lab(
+    port: Annotated[
+        int | None, typer.Option(help="Serve on this port, or not at all; otherwise the next free one.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+) -> None:
+    """Open the lessons in JupyterLab."""
+    from infra_lab.course.folders import labs_path
+    from infra_lab.course.jupyter import run_lab
+
+    with readable_errors():
+        code = run_lab(labs_path(), port=port, browser=browser)
+    raise typer.Exit(code)
+
+
+@app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="Name of a model, e.g. smollm2-135m.")],
     force: Annotated[bool, typer.Option(help="Download again even if it is in the cache.")] = False,
@@ -78,7 +79,7 @@ def fetch(
     """Download a model into the cache: resumable, checked, all or nothing."""
     from infra_lab.models.fetch import fetch as fetch_model
 
-    with _readable_errors():
+    with readable_errors():
         path = fetch_model(model, force=force, from_file=from_file)
         errors.print(f"{model} is at {path}", highlight=False, soft_wrap=True)
 
@@ -105,7 +106,7 @@ def generate(
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace of every step to this file.")] = None,
 ) -> None:
     """Answer a prompt, streaming, and say how fast it went against what the machine can do."""
-    with _readable_errors():
+    with readable_errors():
         from infra_lab import LLM, SamplingParams
 
         params = SamplingParams(
@@ -189,7 +190,7 @@ def bench(
     quick: Annotated[bool, typer.Option(help="Fewer repetitions: a look, not a measurement.")] = False,
 ) -> None:
     """Measure a part of the lab against a peer or a physical limit, in the same run."""
-    with _readable_errors():
+    with readable_errors():
         from infra_lab.bench import run_suite
 
         report = run_suite(suite, quick=quick, say=_say)

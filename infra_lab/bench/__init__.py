@@ -8,7 +8,9 @@ from infra_lab.errors import ConfigError, MissingExtraError
 
 SUITES = {
     "engine": "infra_lab.bench.engine",
+    "kv": "infra_lab.bench.kv",
     "scheduler": "infra_lab.bench.scheduler",
+    "widgets": "infra_lab.bench.widgets",
 }
 
 
