@@ -56,7 +56,7 @@ CHAPTERS: dict[str, tuple[str, str]] = {
 
 SECTIONS: tuple[Section, ...] = (
     Section("0", "00_start_here", "", "Start here", "从这里开始",
-            "run the engine, read one of its steps, and use every tool of the lessons", 15),
+            "run the engine, read one of its steps, and use every tool of the lessons", 20),
     Section("1.1", "1_1_into_production", _1, "Inference goes into production", "推理 AI 走向生产",
             "price a token and say when serving costs more than training did", 30),
     Section("1.2", "1_2_inference_vs_training", _1, "How inference differs from training", "推理与训练差异",

@@ -150,7 +150,19 @@ def _layout(x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:
             "type": "log",
             "range": list(np.log10(x)),
             "title": {"text": "arithmetic intensity (FLOP/byte)"},
-            "tickformat": "~s",
+            "tickformat": "~g",
+            "dtick": _ticks(x),
         },
-        "yaxis": {"type": "log", "range": list(np.log10(y)), "title": {"text": "FLOP/s"}, "tickformat": "~s"},
+        "yaxis": {
+            "type": "log",
+            "range": list(np.log10(y)),
+            "title": {"text": "FLOP/s"},
+            "tickformat": "~s",
+            "dtick": _ticks(y),
+        },
     }
+
+
+def _ticks(ends: tuple[float, float]) -> str | int:
+    """Powers of ten, with 2 and 5 between them where there are few: plotly would write all nine over each other."""
+    return "D2" if np.log10(ends[1] / ends[0]) < 4 else 1
