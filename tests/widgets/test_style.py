@@ -7,12 +7,6 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from infra_lab.widgets import style, theme
-from tools import draw_timeline
-
-
-def test_the_panels_and_the_readmes_picture_have_the_same_colours() -> None:
-    for name in ("PREFILL", "DECODE", "CACHED", "PREEMPTED"):
-        assert getattr(theme, name) == getattr(draw_timeline, name)
 
 
 def test_a_request_keeps_its_colour_and_its_samples_have_others() -> None:
