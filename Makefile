@@ -1,8 +1,9 @@
-# Two commands are enough: `make setup`, then `make lab` (or `.venv/bin/infra-lab ...`).
+# `make lab` is all that a learner needs; `make setup` makes .venv for the rest (`.venv/bin/infra-lab ...`).
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 EXTRAS ?= test
+LESSONS = $(wildcard labs/*.ipynb labs/[0-9]*/*.ipynb)
 
 .PHONY: setup lab test lint format clean
 
@@ -19,7 +20,7 @@ $(VENV)/.ready-%: pyproject.toml constraints.txt
 lab:
 	$(MAKE) setup EXTRAS=lab
 	$(BIN)/infra-lab fetch smollm2-135m || echo "Going on with the bundled model, tiny."
-	$(BIN)/jupyter lab
+	$(BIN)/infra-lab lab
 
 lint: setup
 	$(BIN)/ruff check .
@@ -27,9 +28,15 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# One thread a worker: as many workers as cores. The lessons are run cell by cell and compared with their stored outputs.
 test: setup lint
 	$(BIN)/infra-lab fetch smollm2-135m
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # one thread a worker: as many workers as cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	INFRA_LAB_PROGRESS=$$(mktemp -d)/progress.json $(BIN)/python -m pytest -n auto --dist loadfile --nbval $(LESSONS)
+	$(BIN)/infra-lab lessons check
+	$(BIN)/infra-lab lessons toc --check
+	$(BIN)/infra-lab exercises build --check
+	$(BIN)/infra-lab claims --check
 
 format: setup
 	$(BIN)/ruff format .
