@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infra_lab.errors import InvalidRequestError
+from infra_lab.grammar import Grammar
 
 MAX_LOGPROBS = 20
 """As many most probable tokens as the OpenAI API returns."""
@@ -51,6 +52,9 @@ class SamplingParams:
     """Keep the stop string in the text."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token (for benchmarks)."""
+    grammar: Grammar | None = None
+    """What the whole output must look like. Where it is complete the output may end, with "stop"; where the grammar has no
+    more to say it ends, even before `min_tokens` and with `ignore_eos`. Stop strings and stop tokens may cut it short."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
 
@@ -80,6 +84,7 @@ class SamplingParams:
             ),
             ("stop", all(isinstance(stop, str) and stop for stop in self.stop), "strings that are not empty"),
             ("stop_token_ids", all(_is_whole(token, None) for token in self.stop_token_ids), "whole numbers"),
+            ("grammar", self.grammar is None or isinstance(self.grammar, Grammar), "a Grammar, or None"),
             ("logit_bias", all(_is_bias(*item) for item in self.logit_bias.items()), "a number for each token id"),
         )
         for name, is_valid, expected in checks:

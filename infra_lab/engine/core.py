@@ -8,7 +8,7 @@ from infra_lab.clock import Clock
 from infra_lab.engine.output_stream import OutputStream
 from infra_lab.engine.outputs import OutputDelta
 from infra_lab.engine.recorder import FlightRecorder
-from infra_lab.engine.sampling import validate
+from infra_lab.engine.sampling import GrammarCompiler, validate
 from infra_lab.errors import InvalidRequestError
 from infra_lab.models.tokenizer import Tokenizer
 from infra_lab.sampling_params import SamplingParams
@@ -28,6 +28,9 @@ class EngineCore:
         self.tokenizer = tokenizer
         self.recorder = FlightRecorder()
         self.clock = clock
+        self.grammars = GrammarCompiler(tokenizer, vocab_size)
+        self.last_step: tuple[StepPlan, StepResult] | None = None
+        """What the latest step planned and computed, for who has requests in the scheduler without a stream here."""
         self._vocab_size = vocab_size
         self._streams: dict[str, OutputStream] = {}
         self._ids = count()
@@ -53,16 +56,16 @@ class EngineCore:
     ) -> str:
         """Queue a prompt; return its id. With `n` > 1 its samples share that id and differ by index.
 
-        Raises InvalidRequestError or QueueFullError, with nothing changed.
+        Raises InvalidRequestError, MissingExtraError (a grammar needs xgrammar) or QueueFullError, with nothing changed.
         """
         validate(params, self._vocab_size)
-        for token_id in prompt_token_ids:
-            if not 0 <= token_id < self._vocab_size:
-                raise InvalidRequestError(f"token id {token_id} is outside the vocabulary of {self._vocab_size}")
-        public_id = f"request-{next(self._ids)}" if request_id is None else request_id
+        self.check_prompt(prompt_token_ids)
+        public_id = self.new_request_id() if request_id is None else request_id
         if public_id in self._streams:
             raise InvalidRequestError(f"request id {public_id!r} is in use; choose another one")
-        eos = () if params.ignore_eos else self.tokenizer.eos_token_ids
+        params = self.grammars.bind(params)
+        goes_on = params.ignore_eos and params.grammar is None
+        eos = () if goes_on else self.tokenizer.eos_token_ids
         seed = secrets.randbits(63) if params.seed is None else params.seed
         samples = [
             Request(
@@ -84,6 +87,16 @@ class EngineCore:
             self._streams[sample.request_id] = OutputStream(sample, public_id, self.tokenizer)
         return public_id
 
+    def check_prompt(self, token_ids: Sequence[int]) -> None:
+        """Raise InvalidRequestError if a token of a prompt is outside the vocabulary."""
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequestError(f"token id {token_id} is outside the vocabulary of {self._vocab_size}")
+
+    def new_request_id(self) -> str:
+        """Return an id that no other request gets from here."""
+        return f"request-{next(self._ids)}"
+
     def abort(self, request_id: str) -> list[OutputDelta]:
         """End all samples of a request; return their last deltas, or nothing if it is not known (any more)."""
         members = [key for key, stream in self._streams.items() if stream.public_id == request_id]
@@ -98,6 +111,7 @@ class EngineCore:
         and the engine, are unharmed.
         """
         start_s = self.clock.now()
+        self.last_step = None
         plan = self.scheduler.schedule()
         scheduled_s = self.clock.now()
         if plan.is_empty:
@@ -110,6 +124,7 @@ class EngineCore:
                 if not chunk.request.is_finished:
                     self.scheduler.finish(chunk.request, "error")
             raise
+        self.last_step = (plan, result)
         executed_s = self.clock.now()
         finished = self.scheduler.update(plan, result)
         updated_s = self.clock.now()
@@ -146,6 +161,10 @@ class EngineCore:
                 deltas += self.failed(result.errors[position])
             if token_id == NO_TOKEN:
                 continue
+            is_complete = request.params.grammar is not None and token_id in self.tokenizer.eos_token_ids
+            if is_complete and not request.is_finished:  # before min_tokens: its grammar allowed nothing else
+                self.scheduler.finish(request, "stop")
+                finished.append(request)
             deltas.append(stream.push(token_id, result.logprobs.get(position), now_s))
             if deltas[-1].finish_reason is not None:
                 if not request.is_finished:  # a stop string, which only the text shows

@@ -75,13 +75,13 @@ class StepRecord:
 
 
 class FlightRecorder:
-    """Keeps the latest `max_steps` records; `steps` is a list of them, oldest first.
+    """Keeps the latest `max_steps` records, about a kilobyte each; `steps` is a list of them, oldest first.
 
     Set `keep_kv_maps` to have every record carry a picture of the whole KV pool; that costs time and memory in
     proportion to the pool, so it is off by default.
     """
 
-    def __init__(self, max_steps: int = 100_000) -> None:
+    def __init__(self, max_steps: int = 10_000) -> None:
         self.keep_kv_maps = False
         self._steps: deque[StepRecord] = deque(maxlen=max_steps)
         self._mapper = KVMapper()

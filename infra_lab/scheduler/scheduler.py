@@ -13,6 +13,7 @@ one, so it always moves on, and with it, in turn, everybody.
 """
 
 from bisect import insort
+from collections.abc import Sequence
 from itertools import count
 
 from infra_lab.errors import InvalidRequestError, QueueFullError
@@ -63,15 +64,16 @@ class Scheduler:
                 f"{len(self.waiting)} requests wait already, and max_waiting is {limit}; try again later"
             )
         for member in (request, *request.forks):
-            prompt = member.num_prompt_tokens
-            wanted = (
-                self.config.max_model_len if member.params.max_tokens is None else prompt + member.params.max_tokens
-            )
-            member.max_total_tokens = min(wanted, self.config.max_model_len)
-            member.min_total_tokens = prompt + member.params.min_tokens
-            member.sequence_number = next(self._sequence_numbers)
-            self.requests[member.request_id] = member
+            self._register(member)
         self.waiting.push(request)
+
+    def _register(self, request: Request) -> None:
+        prompt, limit = request.num_prompt_tokens, self.config.max_model_len
+        wanted = limit if request.params.max_tokens is None else prompt + request.params.max_tokens
+        request.max_total_tokens = min(wanted, limit)
+        request.min_total_tokens = prompt + request.params.min_tokens
+        request.sequence_number = next(self._sequence_numbers)
+        self.requests[request.request_id] = request
 
     def _check_it_can_be_served(self, request: Request) -> None:
         prompt, limits = request.num_prompt_tokens, self.config
@@ -120,6 +122,28 @@ class Scheduler:
                 member.finish_reason = reason
                 del self.requests[member.request_id]
         request.forks.clear()
+
+    def branch(self, parent: Request, children: Sequence[Request]) -> None:
+        """End `parent` between two steps, and let `children` go on from its tokens, as the beams of a search do.
+
+        A child's tokens are its prompt. All but the last of them must be the parent's first ones, and computed where the
+        parent runs: their blocks are shared, and whoever writes to a shared one gets a copy. A child may take its
+        parent's id. One that finds no seat waits, and so do all of a parent that runs no more; they continue what was
+        accepted once, so neither `max_waiting` nor the checks of `add` apply: none may grow past the parent's limit.
+        """
+        is_running = parent.status is Status.RUNNING
+        if is_running:
+            for child in children:
+                self.blocks.fork(parent, child, len(child.token_ids) - 1)
+        if not parent.is_finished:
+            self.finish(parent, "branched")
+        for child in children:
+            self._register(child)
+            if is_running and len(self.running) < self.config.max_num_seqs:
+                self._seat(child, len(child.token_ids) - 1)
+            else:
+                self.blocks.free(child)
+                self.waiting.push(child)
 
     # ---- before a step ----
 
@@ -256,12 +280,16 @@ class Scheduler:
                 continue
             if len(self.running) < self.config.max_num_seqs:
                 self.blocks.fork(parent, fork, last)
-                fork.num_computed = fork.num_cached = last
-                fork.status = Status.RUNNING
-                insort(self.running, fork, key=_urgency)
+                self._seat(fork, last)
             else:
                 self.waiting.push(fork)
         parent.forks.clear()
+
+    def _seat(self, child: Request, num_computed: int) -> None:
+        """Let a request run that has got another one's blocks for its first `num_computed` tokens."""
+        child.num_computed = child.num_cached = num_computed
+        child.status = Status.RUNNING
+        insort(self.running, child, key=_urgency)
 
 
 def _urgency(request: Request) -> tuple[int, float, int]:

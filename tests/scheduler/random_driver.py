@@ -13,7 +13,7 @@ from tests.scheduler.world import SchedulerWorld, Settings
 MAX_LIVE = 10
 WEIGHTS = {
     "add": 10.0, "step": 24.0, "schedule": 6.0, "execute": 3.0,
-    "abort": 3.0, "stop_string": 1.0, "fail": 0.4, "bad_logits": 0.6, "reset": 0.3,
+    "abort": 3.0, "stop_string": 1.0, "branch": 3.0, "fail": 0.4, "bad_logits": 0.6, "reset": 0.3,
 }  # fmt: skip
 
 
@@ -73,6 +73,10 @@ def apply(operation: str, world: SchedulerWorld, rng: random.Random) -> None:
         texts = [request for request in world.running if request.num_output_tokens]
         if texts:
             world.stop_string(rng.choice(texts))
+    elif operation == "branch" and world.plan is None and world.everyone and len(world.live) < MAX_LIVE:
+        parents = world.running if world.running and rng.random() < 0.9 else world.everyone
+        num_shared = None if rng.random() < 0.8 else rng.randint(0, 8)
+        world.branch(rng.choice(parents), rng.choice([0, 1, 1, 2, 3]), num_shared=num_shared)
     elif operation == "bad_logits":
         world.executor.fail_positions.add(rng.randint(0, 3))
     elif operation == "reset":

@@ -1,6 +1,8 @@
 """Each class below breaks one rule of the scheduler; random operations must notice, by what the table says."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -224,6 +226,50 @@ class BearsAbortedForks(Scheduler):
         super()._fork(parent)
 
 
+# ---- branches ----
+
+
+class BranchKeepsTheParentsBlocks(Scheduler):
+    def branch(self, parent: Request, children: Sequence[Request]) -> None:
+        held = list(parent.block_table)
+        super().branch(parent, children)
+        parent.block_table = held
+
+
+class BranchWritesInPlace(Scheduler):
+    """Children write into the block that they share."""
+
+    def branch(self, parent: Request, children: Sequence[Request]) -> None:
+        super().branch(parent, children)
+        for child in children:
+            child.capacity = len(child.block_table) * self.blocks.block_size
+
+
+class BranchSharesWhatWasNotComputed(Scheduler):
+    """Takes the parent's newest token, which has no KV yet, for one that has."""
+
+    def branch(self, parent: Request, children: Sequence[Request]) -> None:
+        super().branch(parent, children)
+        for child in children:
+            child.num_computed += child.status is Status.RUNNING
+
+
+class BranchBeyondTheSeats(Scheduler):
+    def branch(self, parent: Request, children: Sequence[Request]) -> None:
+        config, self.config = self.config, replace(self.config, max_num_seqs=99, max_batched_tokens=999)
+        super().branch(parent, children)
+        self.config = config
+
+
+class BranchForgetsTheBlocksOfTheUnseated(Scheduler):
+    """Those without a seat wait, and go on holding what they share."""
+
+    def branch(self, parent: Request, children: Sequence[Request]) -> None:
+        free, self.blocks.free = self.blocks.free, lambda seq: None if seq in children else free(seq)  # type: ignore[method-assign]
+        super().branch(parent, children)
+        self.blocks.free = free  # type: ignore[method-assign]
+
+
 # ---- the end of a request ----
 
 
@@ -300,12 +346,17 @@ def drive_often(broken: type[Scheduler] | type[BlockManager]) -> None:
         (NeverPreemptsForPriority, r"waits for lower priorities"),
         (ServesTheLatestFirst, r"the head of the queue is not"),
         (QueueHasNoLimit, r"gives None, not .*QueueFullError"),
-        (AbortedStayInTheQueue, r"0 wait, not 1"),
+        (AbortedStayInTheQueue, r"\d wait, not \d"),
         (AbortLeaksABlock, r"has ref_count \d, but stands in"),
         (SkipsCopyOnWrite, r"writes to block \d+, which has \d owners"),
         (ForgetsTheCopies, r"token \d+: block \d+ holds"),
         (ForgetsUnbornForks, r"\d wait, not \d"),
-        (BearsAbortedForks, r"has ref_count \d, but stands in"),
+        (BearsAbortedForks, r"has ref_count \d, but stands in|\d wait, not \d"),
+        (BranchKeepsTheParentsBlocks, r"has ended and holds blocks"),
+        (BranchWritesInPlace, r"writes to block \d+, which has \d owners"),
+        (BranchSharesWhatWasNotComputed, r"shares \d+ tokens"),
+        (BranchBeyondTheSeats, r"seats are left, or lent"),
+        (BranchForgetsTheBlocksOfTheUnseated, r"waits and holds blocks"),
         (DropsATokenNowAndThen, r"has nothing to compute"),
         (TakesATokenTwiceNowAndThen, r"not Outcome|is not how"),
         (ReportsTheAborted, r"update\(\) names \['.*'\], but it ended"),

@@ -101,6 +101,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, n: int) -> None:
         self.world.abort(self.world.live[n % len(self.world.live)])
 
+    @precondition(lambda self: self.world.plan is None and 0 < len(self.world.live) < MAX_LIVE)
+    @rule(n=PICKS, num_children=st.integers(0, 3), num_shared=st.none() | st.integers(0, 6))
+    def branch(self, n: int, num_children: int, num_shared: int | None) -> None:
+        self.world.branch(self.world.live[n % len(self.world.live)], num_children, num_shared=num_shared)
+
     @rule(position=st.integers(0, 3))
     def bad_logits(self, position: int) -> None:
         self.world.executor.fail_positions.add(position)
@@ -137,6 +142,7 @@ def test_random_operations(seed: int) -> None:
         "chunk short of the end", "prefill and decode mixed", "budget used up", "reset", "executor failed",
         "abort, planned", "abort, parent to be", "abort, unborn fork", "ended: abort", "ended: error", "ended: stop",
         "ended: length", "refused: InvalidRequestError", "refused: QueueFullError",
+        "branch: running", "branch: waiting",
     ):  # fmt: skip
         assert seen[event] >= 10, f"{event!r} happened {seen[event]} times: {seen}"
 

@@ -158,6 +158,44 @@ class SchedulerWorld:
         self._stopped.add(request)
         self.scheduler.finish(request, "stop")
 
+    def branch(self, parent: Request, num_children: int, *, num_shared: int | None = None) -> list[Request]:
+        """End a request, and let children go on from its first `num_shared` tokens, each with a last token of its own.
+
+        The first child takes the parent's id. Those that would outgrow the parent's limit are left out.
+        """
+        assert self.plan is None, "branch() within a step"
+        was_running, limit = parent in self.running, parent.max_total_tokens
+        most = parent.num_computed if was_running else len(parent.token_ids)
+        shared = parent.token_ids[: most if num_shared is None else min(num_shared, most)]
+        is_id_free = self.scheduler.requests.get(parent.request_id) in (parent, None)
+        children = [
+            Request(
+                token_ids=[*shared, index % 2],
+                cache_salt=parent.cache_salt,
+                request_id=parent.request_id if index == 0 and is_id_free else f"b{next(self._ids)}",
+                params=SamplingParams(max_tokens=min(2, limit - len(shared) - 1)),
+                arrival_s=parent.arrival_s,
+                priority=parent.priority,
+                seed=index,
+            )
+            for index in range(num_children * (len(shared) + 1 < limit))
+        ]
+        self._stopped |= {request for request in (parent, *parent.forks) if not request.is_finished}
+        num_seats = self.config.max_num_seqs - len(self.running) + was_running
+        self.everyone += children
+        self._open.update(dict.fromkeys(children))
+        self.scheduler.branch(parent, children)
+        assert parent.is_finished, f"{parent.request_id} has branched and goes on"
+        for request in children:
+            self.seen[f"branch: {request.status.value}"] += 1
+        seated = children[: num_seats * was_running]
+        assert [request for request in children if request.status is Status.RUNNING] == seated, (
+            "seats are left, or lent"
+        )
+        for request in seated:
+            assert request.num_computed == len(shared), f"{request.request_id} shares {request.num_computed} tokens"
+        return children
+
     def reset(self) -> None:
         self.blocks.reset_prefix_cache()
         self.seen["reset"] += 1

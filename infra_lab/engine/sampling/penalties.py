@@ -17,7 +17,10 @@ def adjust(logits: torch.Tensor, requests: Sequence[Request]) -> None:
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias), device=logits.device)
             logits[row, ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
-        if request.stop_token_ids and len(request.token_ids) < request.min_total_tokens:
+        is_early = (
+            len(request.token_ids) < request.min_total_tokens and params.grammar is None
+        )  # else its mask sees to it
+        if is_early and request.stop_token_ids:
             logits[row, torch.tensor(sorted(request.stop_token_ids), device=logits.device)] = float("-inf")
         if params.repetition_penalty != 1.0:
             _penalise_repetition(logits[row], request, params.repetition_penalty)
@@ -36,10 +39,11 @@ def _penalise_repetition(row: torch.Tensor, request: Request, penalty: float) ->
 
 
 def needs_adjusting(request: Request) -> bool:
-    """Whether `adjust` would change the request's row."""
+    """Whether `adjust`, or the request's grammar, would change its row."""
     params = request.params
     return bool(
         params.logit_bias
+        or params.grammar is not None
         or params.repetition_penalty != 1.0
         or params.presence_penalty
         or params.frequency_penalty

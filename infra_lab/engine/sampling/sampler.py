@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from infra_lab.engine.sampling.draw import draw
+from infra_lab.engine.sampling.grammar import GrammarMasks
 from infra_lab.engine.sampling.logprobs import token_logprobs
 from infra_lab.engine.sampling.penalties import adjust, needs_adjusting
 from infra_lab.engine.sampling.uniform import uniform
@@ -25,11 +26,16 @@ class SampledTokens:
 
 
 class Sampler:
-    """Samples from logits [S, V] of any floating dtype, one row a request; keeps no state between calls.
+    """Samples from logits [S, V] of any floating dtype, one row a request.
+
+    Between calls it keeps only what follows from the requests: where in their grammars they stand.
 
     A batch in which all rows are greedy and ask for nothing else costs one pass for the maximum. Log-probabilities are
-    those of the model's own distribution, before bias, penalties and temperature, as in vLLM.
+    those of the model's own distribution, before bias, penalties, grammar and temperature, as in vLLM.
     """
+
+    def __init__(self) -> None:
+        self._grammar_masks = GrammarMasks()
 
     def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> SampledTokens:
         """Choose a token for every row. A row that has no finite maximum becomes an error of its request alone."""
@@ -37,11 +43,14 @@ class Sampler:
         if any(needs_adjusting(request) for request in requests):
             logits = logits.float().clone() if logits.dtype is torch.float32 else logits.float()
             adjust(logits, requests)
+            self._grammar_masks.apply(logits, requests)
         largest, greedy = logits.max(dim=1)  # NaN wins the maximum, so that it is seen
         result = SampledTokens(greedy.tolist())
         for row, value in enumerate(largest.tolist()):
             if not math.isfinite(value):
-                result.errors[row] = f"the largest logit is {value}: the model, or a bias, has ruled out every token"
+                result.errors[row] = (
+                    f"the largest logit is {value}: the model, a bias or the grammar has ruled out every token"
+                )
                 result.token_ids[row] = NO_TOKEN
         self._draw(logits, requests, result)
         for row, request in enumerate(requests):
