@@ -1,0 +1,271 @@
+"""One HTTP request's work in the engine, from its acceptance to its last token, its error, or its client's leaving.
+
+                     cut(error): deadline, client gone, slow reader, shutdown, an error of the engine
+                       │
+engine ──deltas──▶ readers (a task a prompt) ──▶ mailbox ──▶ take() ──▶ the response
+                       │
+                     cancelled: the engine frees the blocks before its next step
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from infra_lab.engine.outputs import OutputDelta, RequestMetrics
+from infra_lab.sampling_params import SamplingParams
+from infra_lab.server.api_error import CLIENT_GONE, ApiError, from_exception
+from infra_lab.server.mailbox import Chunking, Mailbox, Piece
+from infra_lab.server.served import ServedEngine
+
+WHOLE = Chunking(tokens=None)
+"""One piece a choice, at its end."""
+_LONG_S = 3600.0
+logger = logging.getLogger(__name__)
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a request asks of the engine."""
+
+    prompts: list[list[int]]
+    """Token ids, one list a prompt."""
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    chunking: Chunking = WHOLE
+    timeout_s: float | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Prompts × samples of each; choice i belongs to prompt i // n."""
+        return len(self.prompts) * self.params.n
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(len(prompt) for prompt in self.prompts)
+
+
+class Observer(Protocol):
+    """Is told of every delta (metrics are)."""
+
+    def saw(self, delta: OutputDelta, previous_token_s: float | None, new_preemptions: int) -> None:
+        """A sample got `delta`; its token before that came at `previous_token_s`."""
+        ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one choice has come."""
+
+    metrics: RequestMetrics | None = None
+    num_tokens: int = 0
+    num_preemptions: int = 0
+    last_token_s: float | None = None
+    finish_reason: str | None = None
+
+
+class Generation:
+    """Runs a job. Made on the event loop; `close` must be called, and may be called again."""
+
+    def __init__(
+        self, served: ServedEngine, job: Job, *, request_id: str, observer: Observer, max_buffered_bytes: int | None
+    ) -> None:
+        self.job = job
+        self.request_id = request_id
+        self.choices = [Progress() for _ in range(job.num_choices)]
+        self.error: ApiError | None = None
+        self._served, self._observer, self._max_buffered_bytes = served, observer, max_buffered_bytes
+        self._mailbox = Mailbox(job.chunking)
+        self._loop = asyncio.get_running_loop()
+        self._num_open = job.num_choices
+        self._waiter: asyncio.Future[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = [self._loop.create_task(self._read(i)) for i in range(len(job.prompts))]
+        self._deadline: asyncio.TimerHandle | None = None
+        if job.timeout_s is not None:
+            self._deadline = self._loop.call_later(job.timeout_s, self.cut, _timed_out(job.timeout_s))
+
+    # ---- what came of it ----
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come into the mailbox."""
+        return self.error is not None or self._num_open == 0
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated so far, over all choices."""
+        return sum(choice.num_tokens for choice in self.choices)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache had; each prompt counts once, however many samples it has."""
+        firsts = self.choices[:: self.job.params.n]
+        return sum(choice.metrics.num_cached_tokens for choice in firsts if choice.metrics is not None)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Until the first token of any choice."""
+        times = [choice.metrics.ttft_s for choice in self.choices if choice.metrics is not None]
+        return min((time for time in times if time is not None), default=None)
+
+    def usage(self) -> dict[str, Any]:
+        """The usage object of OpenAI's API."""
+        prompt, output = self.job.num_prompt_tokens, self.num_output_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
+
+    # ---- the client's side ----
+
+    async def take(self, timeout_s: float) -> list[Piece]:
+        """Return the pieces that are ready, waiting for one; an empty list after `timeout_s`, or when all is over.
+
+        Raises ApiError if the job was cut off, once what was generated before has been taken.
+        """
+        await self.opened(timeout_s)
+        pieces = self._mailbox.take(self._loop.time(), everything=self.is_over)
+        if not pieces and self.error is not None:
+            raise self.error
+        return pieces
+
+    async def opened(self, timeout_s: float) -> None:
+        """Wait until `take` would return something, or raise; or for `timeout_s`."""
+        end_s = self._loop.time() + timeout_s
+        while not (self.is_over or self._mailbox.has_ready(self._loop.time())):
+            due_s = self._mailbox.due_s()
+            self._waiter = self._loop.create_future()
+            alarm = self._loop.call_at(end_s if due_s is None else min(due_s, end_s), _wake, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                alarm.cancel()
+                self._waiter = None
+            if self._loop.time() >= end_s:
+                break
+
+    async def collect(self) -> list[Piece]:
+        """Wait for the end; return one piece a choice, in order. Raises ApiError if the job was cut off.
+
+        The job's chunking must be WHOLE: then a choice is one piece, ready when it ends.
+        """
+        whole: list[Piece] = []
+        while len(whole) < self.job.num_choices:
+            whole += await self.take(_LONG_S)
+            if self.error is not None:
+                raise self.error
+        return sorted(whole, key=lambda piece: piece.index)
+
+    def watch(self, receive: Receive) -> None:
+        """Cut the job off when the client disconnects, as `receive` will say once the body is read."""
+
+        async def wait_for_disconnect() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.cut(
+                ApiError(CLIENT_GONE, "the client closed the connection", kind="client_closed", code="client_gone")
+            )
+
+        self._tasks.append(self._loop.create_task(wait_for_disconnect()))
+
+    # ---- its end ----
+
+    def cut(self, error: ApiError) -> None:
+        """End the job with an error; the engine drops it before its next step. Nothing happens if it is over."""
+        if self.is_over:
+            return
+        self.error = error
+        self._stop()
+        self._wake()
+
+    def close(self) -> None:
+        """Give up what is still running."""
+        if not self.is_over:
+            self.error = ApiError(500, "the response ended early", kind="server_error", code="internal_error")
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    # ---- the engine's side ----
+
+    async def _read(self, prompt_index: int) -> None:
+        job = self.job
+        request_id = f"{self.request_id}-{prompt_index}"
+        first_choice = prompt_index * job.params.n
+        stream = self._served.engine.generate(
+            job.prompts[prompt_index],
+            job.params,
+            request_id=request_id,
+            priority=job.priority,
+            cache_salt=job.cache_salt,
+        )
+        try:
+            async with aclosing(stream) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    self._put(first_choice + delta.index, delta)
+                    if self.error is not None:
+                        return
+        except Exception as error:
+            answer = from_exception(error)
+            if answer.status == 500:
+                logger.exception("%s failed", request_id)
+            self.cut(answer)
+
+    def _put(self, index: int, delta: OutputDelta) -> None:
+        choice = self.choices[index]
+        metrics = choice.metrics = delta.metrics
+        self._observer.saw(delta, choice.last_token_s, metrics.num_preemptions - choice.num_preemptions)
+        choice.num_tokens += len(delta.token_ids)
+        choice.num_preemptions, choice.last_token_s = metrics.num_preemptions, metrics.last_token_s
+        if delta.finish_reason in ("error", "abort"):
+            self.cut(_failed(delta))
+            return
+        if self._mailbox.put(index, delta, self._loop.time()):
+            self._wake()
+        if delta.finish_reason is not None:
+            choice.finish_reason = delta.finish_reason
+            self._num_open -= 1
+        elif self._max_buffered_bytes is not None and self._mailbox.num_bytes > self._max_buffered_bytes:
+            self.cut(_too_slow(self._max_buffered_bytes))
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _timed_out(timeout_s: float) -> ApiError:
+    return ApiError(
+        408, f"the request was not done after {timeout_s:g} s, its time limit", kind="timeout_error", code="timeout"
+    )
+
+
+def _too_slow(max_bytes: int) -> ApiError:
+    return ApiError(
+        408,
+        f"the client reads too slowly: more than {max_bytes} bytes wait for it",
+        kind="timeout_error",
+        code="slow_reader",
+    )
+
+
+def _failed(delta: OutputDelta) -> ApiError:
+    if delta.finish_reason == "abort":
+        return ApiError(503, "the engine gave the request up; try again", kind="service_unavailable", code="aborted")
+    return ApiError(500, f"the engine failed on this request: {delta.error}", kind="server_error", code="engine_error")

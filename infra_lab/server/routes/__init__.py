@@ -1,0 +1,1 @@
+"""One module a group of routes; each has `routes(runtime)`, which returns them."""
