@@ -4,7 +4,6 @@ Nothing heavy is imported before a command runs: `infra-lab --help` must not wai
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra_lab.bench.cli import bench_app
 from infra_lab.console import errors, readable_errors
 from infra_lab.course import cli as course
+from infra_lab.server.cli import serve
 
 if TYPE_CHECKING:
     from infra_lab.engine.llm import LLM
@@ -27,6 +28,8 @@ app.add_typer(course.exercises_app, name="exercises")
 app.add_typer(course.lessons_app, name="lessons")
 app.command()(course.grade)
 app.command()(course.claims)
+app.add_typer(bench_app, name="bench")
+app.command()(serve)
 
 
 def main() -> None:
@@ -181,25 +184,6 @@ def _fetch_if_absent(model: str) -> None:
     if model in KNOWN_MODELS and cached_model(model) is None:
         errors.print(f"{model} is not in the cache yet: fetching it", highlight=False)
         fetch(model)
-
-
-@app.command()
-def bench(
-    suite: Annotated[str, typer.Argument(help="engine, scheduler, ...; an unknown name lists them.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the same figures to this file.")] = None,
-    quick: Annotated[bool, typer.Option(help="Fewer repetitions: a look, not a measurement.")] = False,
-) -> None:
-    """Measure a part of the lab against a peer or a physical limit, in the same run."""
-    with readable_errors():
-        from infra_lab.bench import run_suite
-
-        report = run_suite(suite, quick=quick, say=_say)
-        Console().print(report.table())
-        if json_file is not None:
-            report.write_json(json_file)
-
-
-_say: Callable[[str], None] = lambda line: errors.print(f"[dim]{line}[/]", highlight=False)  # noqa: E731
 
 
 if __name__ == "__main__":

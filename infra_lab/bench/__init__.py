@@ -2,30 +2,47 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
 
-from infra_lab.bench.report import BenchReport
 from infra_lab.errors import ConfigError, MissingExtraError
 
+if TYPE_CHECKING:
+    from infra_lab.bench.report import BenchReport
+
+
+class Suite(NamedTuple):
+    """What `infra-lab bench` knows of a suite before it runs."""
+
+    module: str
+    help: str
+
+
 SUITES = {
-    "engine": "infra_lab.bench.engine",
-    "kv": "infra_lab.bench.kv",
-    "scheduler": "infra_lab.bench.scheduler",
-    "widgets": "infra_lab.bench.widgets",
+    "engine": Suite("infra_lab.bench.engine", "The engine on a real model, beside transformers."),
+    "kv": Suite("infra_lab.bench.kv", "Paged KV memory beside contiguous reservations."),
+    "scheduler": Suite("infra_lab.bench.scheduler", "A step of the scheduler, and the prefix cache."),
+    "server": Suite("infra_lab.bench.server", "The SSE server beside a bare one; streams, leaks, added latency."),
+    "widgets": Suite("infra_lab.bench.widgets", "From a slider to the repaint, in a real browser."),
 }
 
 
-def run_suite(name: str, *, quick: bool = False, say: Callable[[str], None] = lambda line: None) -> BenchReport:
+def run_suite(name: str, *, quick: bool = False, say: Callable[[str], None] = lambda line: None) -> "BenchReport":
     """Run a suite; `say` is told what is being measured.
 
     Raises ConfigError for an unknown suite, listing the known ones, and MissingExtraError if its peers are not installed.
     """
     if name not in SUITES:
-        raise ConfigError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+        raise unknown_suite(name)
     try:
-        module = import_module(SUITES[name])
+        module = import_module(SUITES[name].module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"suite {name!r} needs {error.name}, which is not installed: pip install 'infra-lab[bench]'"
         ) from error
     report: BenchReport = module.run(quick=quick, say=say)
     return report
+
+
+def unknown_suite(name: str) -> ConfigError:
+    """The error for a name that is no suite."""
+    return ConfigError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
