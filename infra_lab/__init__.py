@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from infra_lab.engine.async_engine import AsyncEngine
     from infra_lab.engine.config import EngineConfig
     from infra_lab.engine.llm import LLM
+    from infra_lab.grammar import Grammar
     from infra_lab.sampling_params import SamplingParams
 
-__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams"]
+__all__ = ["LLM", "AsyncEngine", "EngineConfig", "Grammar", "SamplingParams"]
 
 _HOMES = {
     "LLM": "infra_lab.engine.llm",
     "AsyncEngine": "infra_lab.engine.async_engine",
     "EngineConfig": "infra_lab.engine.config",
+    "Grammar": "infra_lab.grammar",
     "SamplingParams": "infra_lab.sampling_params",
 }
 

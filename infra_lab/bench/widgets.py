@@ -120,8 +120,10 @@ def _lesson_row(path: Path, home: Path) -> BenchRow:
     begin = time.perf_counter()
     try:
         client.execute(env=isolated_environment(home), stderr=DEVNULL)
-    except (CellExecutionError, CellTimeoutError) as error:
-        return _failure_row(path, f"under nbclient: {str(error).strip().splitlines()[-1]}")
+    except CellExecutionError as error:
+        return _failure_row(path, f"under nbclient: {error.ename}: {error.evalue}")
+    except CellTimeoutError:
+        return _failure_row(path, f"under nbclient: a cell took more than {10 * LESSON_S:.0f} s")
     seconds = time.perf_counter() - begin
     note = "nbclient, with the kernel's start"
     return at_most(f"{_section(path)} all cells", seconds, "s", "asked for", LESSON_S, 1.0, note)

@@ -121,6 +121,8 @@ class AsyncEngine:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():  # its caller has gone before anybody looked at it
+                return
             try:
                 future.set_result(command())
             except Exception as error:  # noqa: BLE001 - it belongs to the caller, who waits for the future
@@ -137,7 +139,7 @@ class AsyncEngine:
         """Abort the request that `accepting` stands for, whether it was accepted, refused, or is still in the inbox."""
 
         def abort() -> None:
-            if accepting.exception() is None:
+            if not accepting.cancelled() and accepting.exception() is None:
                 self.core.abort(accepting.result())
                 self._outboxes.pop(accepting.result(), None)
 

@@ -15,39 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infra_lab.engine.outputs import OutputDelta, RequestMetrics
-from infra_lab.sampling_params import SamplingParams
 from infra_lab.server.api_error import CLIENT_GONE, ApiError, from_exception
-from infra_lab.server.mailbox import Chunking, Mailbox, Piece
+from infra_lab.server.job import Job
+from infra_lab.server.mailbox import Mailbox, Piece
 from infra_lab.server.served import ServedEngine
 
-WHOLE = Chunking(tokens=None)
-"""One piece a choice, at its end."""
 _LONG_S = 3600.0
 logger = logging.getLogger(__name__)
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a request asks of the engine."""
-
-    prompts: list[list[int]]
-    """Token ids, one list a prompt."""
-    params: SamplingParams
-    priority: int = 0
-    cache_salt: str = ""
-    chunking: Chunking = WHOLE
-    timeout_s: float | None = None
-
-    @property
-    def num_choices(self) -> int:
-        """Prompts × samples of each; choice i belongs to prompt i // n."""
-        return len(self.prompts) * self.params.n
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Of all prompts together."""
-        return sum(len(prompt) for prompt in self.prompts)
 
 
 class Observer(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from infra_lab.server.api_error import ApiError, invalid
-from infra_lab.server.generation import Job
+from infra_lab.server.job import Job
 from infra_lab.server.runtime import Runtime
 from infra_lab.server.sampling_fields import GenerationFields
 

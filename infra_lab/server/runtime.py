@@ -9,7 +9,8 @@ from infra_lab.server.admission import Admission
 from infra_lab.server.api_error import ApiError, shutting_down
 from infra_lab.server.config import ServerConfig
 from infra_lab.server.context import Context
-from infra_lab.server.generation import Generation, Job, Receive
+from infra_lab.server.generation import Generation, Receive
+from infra_lab.server.job import Job
 from infra_lab.server.metrics import ServerMetrics
 from infra_lab.server.rate_limit import RateLimiter
 from infra_lab.server.served import ServedEngine

@@ -8,7 +8,7 @@ from infra_lab.grammar import Grammar
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.server.api_error import invalid
 from infra_lab.server.config import ServerConfig
-from infra_lab.server.generation import WHOLE
+from infra_lab.server.job import WHOLE
 from infra_lab.server.mailbox import Chunking
 from infra_lab.server.response_format import grammar_of
 

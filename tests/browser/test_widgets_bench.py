@@ -9,16 +9,18 @@ from infra_lab.bench.widgets import latency_rows
 
 def test_percentiles_of_the_settled_figure_and_the_kernels_share() -> None:
     changes = [Change(first_ms=ms - 1.0, settled_ms=ms, kernel_ms=ms / 4) for ms in map(float, range(1, 102))]
-    p50, p95, kernel_p50, kernel_p95 = latency_rows("panel", changes)
+    p50, p95, kernel = latency_rows("4.2", "Where does the KV memory go?", changes)
+    assert [row.name for row in (p50, p95, kernel)] == [
+        f"4.2 Where does th…, {end}" for end in ("p50", "p95", "kernel")
+    ]
+    assert p95.note.startswith("Where does the KV memory go?: 101 changes")
     assert (p50.value, p95.value) == (51.0, 96.0)
     assert (p50.is_reached, p95.is_reached) == (True, True)
-    assert (kernel_p50.value, kernel_p95.value) == (12.75, 24.0)
-    assert kernel_p50.ratio == kernel_p95.ratio == 0.25
-    assert kernel_p50.is_reached is None
+    assert (kernel.value, kernel.ratio, kernel.is_reached) == (12.75, 0.25, None)
 
 
 def test_a_slow_panel_misses_what_was_asked_for() -> None:
-    rows = latency_rows("panel", [Change(90.0, 90.0, 1.0)] * 90 + [Change(90.0, 130.0, 1.0)] * 10)
+    rows = latency_rows("0", "A panel", [Change(90.0, 90.0, 1.0)] * 90 + [Change(90.0, 130.0, 1.0)] * 10)
     assert [row.is_reached for row in rows[:2]] == [True, False]
 
 

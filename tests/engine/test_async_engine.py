@@ -167,3 +167,28 @@ def test_shutdown_drains_or_aborts() -> None:
         assert not [thread for thread in threading.enumerate() if thread.name == "infra-lab-engine"]
 
     run(main())
+
+
+def test_a_caller_that_leaves_before_the_engine_looks_harms_nobody() -> None:
+    """Cancelled while its request was still in the inbox: that killed the engine's thread, and everybody waited for ever."""
+
+    async def main() -> None:
+        engine = AsyncEngine.start("tiny", dtype="float32", device="cpu", kv_cache_bytes=1 << 20)
+        gate = threading.Event()
+        blocked = engine._submit(gate.wait)  # the engine is busy between two steps
+
+        async def use() -> list[int]:
+            params = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+            return [token for delta in [d async for d in engine.generate("abc", params)] for token in delta.token_ids]
+
+        gone = asyncio.ensure_future(use())
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        gate.set()
+        await asyncio.wrap_future(blocked)
+        assert len(await asyncio.wait_for(use(), 30)) == 3
+        assert not engine.core.scheduler.requests
+        await engine.shutdown()
+
+    asyncio.run(main())

@@ -1,8 +1,9 @@
 """Beam search against transformers, token for token, against all sequences there are, and against its own memory."""
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,7 +200,11 @@ def test_smollm2_equals_transformers() -> None:
 
 
 def all_sequences(
-    logprob_of: Any, vocab_size: int, eos: int, max_tokens: int, length_penalty: float
+    logprobs: Callable[[tuple[int, ...]], list[float]],
+    vocab_size: int,
+    eos: int,
+    max_tokens: int,
+    length_penalty: float,
 ) -> list[tuple[float, tuple[int, ...]]]:
     """Every sequence that ends, or is cut, with its score; the best first."""
     found = []
@@ -207,7 +212,7 @@ def all_sequences(
         for body in itertools.product([token for token in range(vocab_size) if token != eos], repeat=length - 1):
             last = range(vocab_size) if length == max_tokens else [eos]
             found += [(*body, token) for token in last]
-    totals = [sum(logprob_of(word[:i], word[i]) for i in range(len(word))) for word in found]
+    totals = [sum(logprobs(word[:i])[word[i]] for i in range(len(word))) for word in found]
     scores = [total / len(word) ** length_penalty for total, word in zip(totals, found, strict=True)]
     return sorted(zip(scores, found, strict=True), reverse=True)
 
@@ -235,7 +240,7 @@ def test_wide_enough_it_finds_the_best_of_all(
             table[prefix] = torch.log_softmax(logits, 0).tolist()
         return table[prefix]
 
-    expected = all_sequences(lambda prefix, token: logprobs(prefix)[token], vocab_size, 0, max_tokens, length_penalty)
+    expected = all_sequences(logprobs, vocab_size, 0, max_tokens, length_penalty)
     search = Hypotheses(vocab_size**max_tokens, max_tokens, length_penalty, "never", frozenset([0]))
     while not search.is_done:
         search.advance([list(enumerate(logprobs(beam.token_ids))) for beam in search.open])
@@ -257,13 +262,14 @@ def test_the_engine_finds_the_best_of_all(tmp_path: Path) -> None:
     llm = engine(str(tmp_path), max_model_len=64)
     prompt = [1, 0, 0, 1, 1]
 
-    def logprob(prefix: tuple[int, ...], token: int) -> float:
+    @functools.cache
+    def logprobs(prefix: tuple[int, ...]) -> list[float]:
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *prefix]])).logits[0, -1]
-        return float(torch.log_softmax(logits.double(), 0)[token])
+        return torch.log_softmax(logits.double(), 0).tolist()
 
     for length_penalty in (0.0, 1.0, 2.5):
-        expected = all_sequences(logprob, 3, 2, 3, length_penalty)
+        expected = all_sequences(logprobs, 3, 2, 3, length_penalty)
         assert len(expected) == 15
         output = beam_search(
             llm, prompt, beam_width=12, max_tokens=3, length_penalty=length_penalty, early_stopping="never"

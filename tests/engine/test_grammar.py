@@ -450,6 +450,7 @@ def test_a_model_without_an_end_of_sequence_token(llm: LLM) -> None:
 
 
 @pytest.mark.smollm2
+@pytest.mark.slow
 def test_smollm2_writes_what_is_asked_for() -> None:
     path = cached_model("smollm2-135m")
     if path is None:

@@ -1,6 +1,8 @@
 """A real server on a real socket: uvicorn on a thread, over the real scheduler with a simulated or the real executor."""
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,8 @@ from infra_lab.server.runtime import Runtime
 from infra_lab.simulator.cost import LinearStepCost
 from infra_lab.simulator.executor import NextToken, cycling_text, simulated_engine
 
+SENTENCE = "the quick brown fox jumps over the lazy dog. "
+"""What the simulated model writes, over and over."""
 STEP_S = 0.002
 """A simulated step takes this long on the wall clock."""
 WAIT_S = 20.0
@@ -118,3 +122,25 @@ def serving(engine: AsyncEngine, **config: Any) -> Iterator[Live]:
         server.should_exit = True
         thread.join(WAIT_S)
         asyncio.run(asyncio.wait_for(engine.shutdown(drain=False), WAIT_S))
+
+
+def request_of(path: str, body: dict[str, Any], *, close: bool = False) -> bytes:
+    raw = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
+    return head.encode() + (b"Connection: close\r\n\r\n" if close else b"\r\n") + raw
+
+
+def connect(live: Live) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", live.port), timeout=WAIT_S)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    while part := connection.recv(65536):
+        received += part
+    return received
+
+
+def works(live: Live) -> None:
+    answer = live.openai(timeout=WAIT_S).completions.create(model="sim", prompt="x", max_tokens=20)
+    assert answer.choices[0].text == SENTENCE[:20]

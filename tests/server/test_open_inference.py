@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from infra_lab.server.api_error import ApiError
 from infra_lab.server.v2_tensors import parse_infer, write_infer
-from tests.server.live import Live
+from tests.server.live import SENTENCE, Live
 
 triton = pytest.importorskip("tritonclient.http")
-SENTENCE = "the quick brown fox jumps over the lazy dog. "
 
 
 @pytest.fixture

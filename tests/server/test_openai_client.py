@@ -9,11 +9,10 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from tests.server.live import Live, serving, simulated, until, writing
+from tests.server.live import SENTENCE, Live, serving, simulated, until, writing
 
 MODEL = "sim"
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
-SENTENCE = "the quick brown fox jumps over the lazy dog. "
 EMOJI = "naïve 👩‍👩‍👧 café — 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ✅"
 
 
