@@ -20,6 +20,7 @@ APPEAR_S = 5.0
 SETTLE_S = 20.0
 MOVE_S = 4.0
 """How long a figure has to follow a control, with the kernel idle again, before the next control is tried."""
+KEY_MS = 100
 
 _GRAPHS = """
 ([panel, graph, index]) => [...document.querySelectorAll(panel)]
@@ -102,15 +103,21 @@ def settled_graphs(page: LabPage, index: int | None = None) -> list[str]:
 
 
 def press(page: LabPage, control: "Locator") -> None:
-    """Focus a control and press the key that moves it: an arrow, away from a slider's end, or Space."""
+    """Focus a control and press the keys that move it: an arrow, away from a slider's end, or Space.
+
+    A list is opened first: while it is closed, JupyterLab takes the arrow for itself and goes to the next cell.
+    """
     control.scroll_into_view_if_needed()
     control.focus()
     kind = control.evaluate("node => node.getAttribute('role') === 'slider' ? 'slider' : node.tagName.toLowerCase()")
     at_end = "node => parseFloat(node.getAttribute('aria-valuenow')) >= parseFloat(node.getAttribute('aria-valuemax'))"
     if kind == "slider":
-        page.page.keyboard.press("ArrowLeft" if control.evaluate(at_end) else "ArrowRight")
+        keys = ["ArrowLeft" if control.evaluate(at_end) else "ArrowRight"]
     else:
-        page.page.keyboard.press("ArrowDown" if kind == "select" else "Space")
+        keys = ["Space", "ArrowDown", "Enter"] if kind == "select" else ["Space"]
+    for key in keys:
+        page.page.keyboard.press(key)
+        page.page.wait_for_timeout(KEY_MS)
 
 
 def _graphs(page: LabPage, index: int | None) -> list[str]:

@@ -21,6 +21,7 @@ def draw(change):
 slider.observe(draw, "value")
 """.strip()
 
+DROPDOWN = PANEL[: PANEL.index("slider")] + "slider = widgets.Dropdown(options=[1, 2, 3, 4])"
 STOPS = FOLLOWS.replace("    with", "    if change['new'] > 5:\n        return\n    with")
 
 SHOW = """
@@ -74,6 +75,7 @@ def write_notebook(path: Path, *cells: str) -> None:
 def write_sample_lab(labs: Path) -> None:
     """Write the sound notebook and its mutants into the folder `labs`."""
     write_notebook(labs / "sound.ipynb", PANEL, FOLLOWS, SHOW)
+    write_notebook(labs / "dropdown.ipynb", DROPDOWN, FOLLOWS, SHOW)
     write_notebook(labs / "figure_that_stops.ipynb", PANEL, STOPS, SHOW)
     for name, cells in MUTANTS.items():
         write_notebook(labs / f"{name}.ipynb", *cells)

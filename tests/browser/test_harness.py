@@ -39,6 +39,11 @@ def test_a_sound_notebook_has_no_complaints(browser: "Browser", sample_lab: Audi
     assert len({*taken.values()}) == len(SIZES), "light and dark, narrow and wide are different pictures"
 
 
+def test_a_drop_down_list_is_worked_by_keyboard_too(browser: "Browser", sample_lab: AuditedLab) -> None:
+    with open_notebook(browser, sample_lab.server, "dropdown.ipynb") as page:
+        assert complaints_about(page) == []
+
+
 @pytest.mark.parametrize(
     ("mutant", "complaint"),
     [

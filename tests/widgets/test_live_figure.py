@@ -127,3 +127,16 @@ def test_every_message_of_plotly_is_kept_while_it_loads() -> None:
     names = {name for name in LiveFigure().widget.trait_names() if name.startswith("_py2js_")}
     listed = set(re.findall(r'"(\w+)"', plotly_loader.FIGURE_ESM.split("]")[0].split("[")[1]))
     assert names == {f"_py2js_{name}" for name in listed}
+
+
+def test_what_the_browser_reports_back_takes_nothing_away() -> None:
+    """plotly's own handler raised ValueError for NumPy arrays here, in the kernel, where nobody sees it."""
+    live = LiveFigure()
+    live.show(go.Figure(go.Bar(x=np.arange(3), y=np.array([1.0, 2.0, 3.0]))))
+    widget = live.widget
+    delta = {"uid": widget.data[0].uid, "type": "bar", "y": {"dtype": "f8", "bdata": "AAAA"}, "visible": True}
+    widget._js2py_traceDeltas = {"trace_deltas": [delta], "trace_edit_id": widget._last_trace_edit_id}
+    layout = {"xaxis": {"range": [0, 1]}, "height": 360}
+    widget._js2py_layoutDelta = {"layout_delta": layout, "layout_edit_id": widget._last_layout_edit_id}
+    assert list(widget.data[0].y) == [1.0, 2.0, 3.0]
+    assert widget.layout.height == 360
