@@ -53,7 +53,6 @@ def test_lessons_run_check_and_toc(course: LessonFiles) -> None:
     assert run("lessons", "toc").exit_code == 0
     assert run("lessons", "toc", "--check").exit_code == 0
     assert run("claims", "4.2", "--check").exit_code == 0
-    assert run("claims", "--check").exit_code == 0
 
 
 def test_claims_that_no_lesson_settles(course: LessonFiles) -> None:
