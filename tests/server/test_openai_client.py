@@ -215,6 +215,13 @@ def test_a_bad_request_names_its_field(sim: Live, settings: dict[str, Any], para
     assert len(str(raised.value)) > 30
 
 
+def test_echo_of_a_token_that_there_is_not(sim: Live) -> None:
+    """It was decoded before anybody had looked at it: a 500 for a negative number."""
+    for token_id in (-1, 1 << 40):
+        with pytest.raises(openai.BadRequestError, match="outside the vocabulary"):
+            sim.openai().completions.create(model=MODEL, prompt=[97, token_id], echo=True)
+
+
 @pytest.mark.parametrize("field", ["suffix", "best_of", "echo"])
 def test_what_completions_do_not_support_is_said(sim: Live, field: str) -> None:
     settings: dict[str, Any] = {"suffix": "x"} if field == "suffix" else {"best_of": 3}

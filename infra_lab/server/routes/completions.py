@@ -81,8 +81,14 @@ def routes(runtime: Runtime) -> APIRouter:
 
 
 async def encode_all(prompts: Sequence[Prompt], runtime: Runtime, *, add_special_tokens: bool) -> list[list[int]]:
-    """Tokenize the prompts that are texts. Raises InvalidRequestError for a text that is not Unicode."""
+    """Tokenize the prompts that are texts.
+
+    Raises InvalidRequestError for a text that is not Unicode, and for a token id outside the vocabulary.
+    """
     encode = runtime.served.tokenizer.encode
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            runtime.served.engine.core.check_prompt(prompt)
 
     def work() -> list[list[int]]:
         return [
