@@ -22,6 +22,7 @@ from infra_lab.models.fetch import cached_model, resolve_model
 from infra_lab.models.transformer import CausalLM
 from infra_lab.scheduler.request import Request
 from infra_lab.scheduler.scheduler import Scheduler
+from tests.engine.drained import assert_drained
 from tests.models.hf_models import random_model
 
 PROMPTS = ["Return a", "Raises ValueError if", "Hello"]
@@ -30,15 +31,6 @@ STOPPING: list[EarlyStopping] = [True, False, "never"]
 
 def engine(model: str = "tiny", **options: Any) -> LLM:
     return LLM(model, dtype="float32", device="cpu", **{"kv_cache_bytes": 16 << 20, "block_size": 4, **options})
-
-
-def assert_drained(llm: LLM) -> None:
-    scheduler = llm.core.scheduler
-    assert not scheduler.requests
-    assert not scheduler.running
-    assert len(scheduler.waiting) == 0
-    assert scheduler.blocks.num_free_blocks == scheduler.blocks.num_blocks
-    scheduler.blocks.check_integrity([])
 
 
 def tokens(output: BeamSearchOutput) -> list[list[int]]:

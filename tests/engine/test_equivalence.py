@@ -6,6 +6,7 @@ import pytest
 
 from infra_lab import LLM, SamplingParams
 from infra_lab.engine.outputs import RequestOutput
+from tests.engine.drained import assert_drained
 
 TEXTS = [
     "The built-in function len returns",
@@ -23,15 +24,6 @@ SAMPLED = SamplingParams(max_tokens=24, temperature=0.9, top_p=0.95, seed=7, ign
 
 def engine(**settings: Any) -> LLM:
     return LLM("tiny", dtype="float32", device="cpu", **{"kv_cache_bytes": 32 << 20, "block_size": 8, **settings})
-
-
-def assert_drained(llm: LLM) -> None:
-    scheduler = llm.core.scheduler
-    assert not scheduler.requests
-    assert not scheduler.running
-    assert len(scheduler.waiting) == 0
-    assert scheduler.blocks.num_free_blocks == scheduler.blocks.num_blocks
-    scheduler.blocks.check_integrity([])
 
 
 @pytest.fixture(scope="module")
