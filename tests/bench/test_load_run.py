@@ -73,7 +73,8 @@ def test_the_gate_stops_a_loop_that_waits(server: Scripted) -> None:
     server.gate_size = 12
     report = load(target(server, "gate", max_connections=1, timeout_s=0.5), workload())
     assert report.num_ok == 0
-    assert sum(report.errors.values()) == 12
+    assert report.errors == {"timeout": 12}
+    assert server.max_open <= 2  # on a busy machine the server hears late that the one before has given up
 
 
 def test_connections_are_bounded_and_waiting_for_one_counts(server: Scripted) -> None:
