@@ -1,10 +1,10 @@
 """The engine for many callers at once: one thread steps, any number of coroutines read their streams.
 
-      coroutines                     engine thread
-    generate() ── inbox: add ──────▶ core.add
+      event loops                    engine thread
+    submit() ──── inbox: add ──────▶ core.add
         ▲                            core.step, core.step, …
-        └──── queue: deltas ◀─────── one hand-over a step and event loop
-    cancelled ─── inbox: abort ────▶ core.abort, before the next step
+        └── deliver(delta), … ◀───── one hand-over a step and event loop
+    abort() ───── inbox: abort ────▶ core.abort, before the next step
 
 Only the engine thread touches the core; everything else goes through its inbox.
 """
@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from infra_lab.clock import Clock
@@ -28,12 +29,23 @@ from infra_lab.models.tokenizer import Tokenizer
 from infra_lab.sampling_params import SamplingParams
 
 T = TypeVar("T")
-Outbox = tuple[asyncio.AbstractEventLoop, "asyncio.Queue[OutputDelta]"]
+Deliver = Callable[[OutputDelta], None]
+"""Takes a request's next delta, on the event loop that submitted it."""
 logger = logging.getLogger(__name__)
 
 
 class EngineClosedError(InfraLabError, RuntimeError):
     """The engine was shut down and takes no more requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A request on its way."""
+
+    accepted: "asyncio.Future[str]"
+    """Its id, once the engine has it. Raises InvalidRequestError or QueueFullError: then nothing is ever delivered."""
+    abort: Callable[[], None]
+    """Free its blocks before the next step, whatever has become of it; a delta that is on its way may still come."""
 
 
 class AsyncEngine:
@@ -43,7 +55,7 @@ class AsyncEngine:
         self.core = core
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
-        self._outboxes: dict[str, Outbox] = {}
+        self._outboxes: dict[str, tuple[asyncio.AbstractEventLoop, Deliver]] = {}
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="infra-lab-engine", daemon=True)
         self._thread.start()
@@ -78,28 +90,49 @@ class AsyncEngine:
         Raises InvalidRequestError, QueueFullError or EngineClosedError before the first delta.
         """
         params = params or SamplingParams()
+        deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
+        submitted = self.submit(
+            prompt, params, deltas.put_nowait, request_id=request_id, priority=priority, cache_salt=cache_salt
+        )
+        num_open = params.n
+        try:
+            await submitted.accepted
+            while num_open:
+                delta = await deltas.get()
+                num_open -= delta.finish_reason is not None
+                yield delta
+        finally:
+            if num_open:
+                submitted.abort()
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        deliver: Deliver,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> "Submitted":
+        """Hand a prompt to the engine and return at once; `deliver` gets what each step adds to its samples.
+
+        It is called on the running event loop, with no task in between: a server with hundreds of streams saves a switch
+        a token. Raises EngineClosedError.
+        """
+        loop = asyncio.get_running_loop()
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         arrival_s = self.core.clock.now()
-        outbox: Outbox = (asyncio.get_running_loop(), asyncio.Queue())
 
         def add() -> str:
             accepted = self.core.add(
                 token_ids, params, request_id=request_id, priority=priority, cache_salt=cache_salt, arrival_s=arrival_s
             )
-            self._outboxes[accepted] = outbox
+            self._outboxes[accepted] = (loop, deliver)
             return accepted
 
-        accepting = self._submit(add)
-        num_open = params.n
-        try:
-            await asyncio.wrap_future(accepting)
-            while num_open:
-                delta = await outbox[1].get()
-                num_open -= delta.finish_reason is not None
-                yield delta
-        finally:
-            if num_open:
-                self._abort_soon(accepting)
+        future = self._submit(add)
+        return Submitted(asyncio.wrap_future(future), lambda: self._abort_soon(future))
 
     async def abort(self, request_id: str) -> None:
         """End a request; its `generate` yields a last delta with finish_reason "abort"."""
@@ -137,9 +170,11 @@ class AsyncEngine:
 
     def _abort_soon(self, accepting: "Future[str]") -> None:
         """Abort the request that `accepting` stands for, whether it was accepted, refused, or is still in the inbox."""
+        if accepting.cancel():
+            return
 
         def abort() -> None:
-            if not accepting.cancelled() and accepting.exception() is None:
+            if accepting.exception() is None:
                 self.core.abort(accepting.result())
                 self._outboxes.pop(accepting.result(), None)
 
@@ -166,8 +201,8 @@ class AsyncEngine:
             self._hand_over(deltas)
 
     def _hand_over(self, deltas: list[OutputDelta]) -> None:
-        """Put a step's deltas into their callers' queues, waking each event loop once."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[OutputDelta], OutputDelta]]] = {}
+        """Give a step's deltas to their callers, waking each event loop once."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Deliver, OutputDelta]]] = {}
         for delta in deltas:
             outbox = self._outboxes.get(delta.request_id)
             if outbox is None:  # its caller has gone
@@ -178,13 +213,16 @@ class AsyncEngine:
                 self._outboxes.pop(request_id, None)
         for loop, pairs in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_put_all, pairs)
+                loop.call_soon_threadsafe(_deliver_all, pairs)
             except RuntimeError:  # the caller's event loop was closed: nobody reads any more
                 for _, delta in pairs:
                     self.core.abort(delta.request_id)
                     self._outboxes.pop(delta.request_id, None)
 
 
-def _put_all(pairs: list[tuple["asyncio.Queue[OutputDelta]", OutputDelta]]) -> None:
-    for queue, delta in pairs:
-        queue.put_nowait(delta)
+def _deliver_all(pairs: list[tuple[Deliver, OutputDelta]]) -> None:
+    for deliver, delta in pairs:
+        try:
+            deliver(delta)
+        except Exception:
+            logger.exception("a delta of %s was not taken", delta.request_id)  # the others still get theirs

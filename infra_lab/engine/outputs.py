@@ -1,6 +1,7 @@
 """What comes out of the engine: pieces as they are generated, and the whole at the end."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from infra_lab.scheduler.plan import TokenLogprobs
 
@@ -42,12 +43,11 @@ class RequestMetrics:
         return None if self.last_token_s is None else self.last_token_s - self.arrival_s
 
 
-@dataclass(frozen=True, slots=True)
-class OutputDelta:
-    """What one step added to one sample."""
+class OutputDelta(NamedTuple):
+    """What one step added to one sample. A tuple: one is made for every token, and a dataclass costs four times as much."""
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no use here
     """Which of the `n` samples."""
     text: str
     """New text; may be empty while a character or a possible stop string is incomplete."""

@@ -2,18 +2,19 @@
 
                      cut(error): deadline, client gone, slow reader, shutdown, an error of the engine
                        │
-engine ──deltas──▶ readers (a task a prompt) ──▶ mailbox ──▶ take() ──▶ the response
+engine ──a delta──▶ mailbox, on the event loop, by a plain call ──▶ take() ──▶ the response
                        │
-                     cancelled: the engine frees the blocks before its next step
+                     aborted: the engine frees the blocks before its next step
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+from infra_lab.engine.async_engine import Submitted
 from infra_lab.engine.outputs import OutputDelta, RequestMetrics
 from infra_lab.server.api_error import CLIENT_GONE, ApiError, from_exception
 from infra_lab.server.job import Job
@@ -59,8 +60,16 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._num_open = job.num_choices
         self._waiter: asyncio.Future[None] | None = None
-        self._tasks: list[asyncio.Task[None]] = [self._loop.create_task(self._read(i)) for i in range(len(job.prompts))]
+        self._alarm: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._submitted: list[Submitted] = []
+        try:
+            for index in range(len(job.prompts)):
+                self._submitted.append(self._submit(index))
+        except BaseException:
+            self._stop()
+            raise
         if job.timeout_s is not None:
             self._deadline = self._loop.call_later(job.timeout_s, self.cut, _timed_out(job.timeout_s))
 
@@ -113,17 +122,18 @@ class Generation:
 
     async def opened(self, timeout_s: float) -> None:
         """Wait until `take` would return something, or raise; or for `timeout_s`."""
-        end_s = self._loop.time() + timeout_s
-        while not (self.is_over or self._mailbox.has_ready(self._loop.time())):
+        now_s = self._loop.time()
+        end_s = now_s + timeout_s
+        while not (self.is_over or self._mailbox.has_ready(now_s)):
             due_s = self._mailbox.due_s()
+            self._look_again_by(end_s if due_s is None else min(due_s, end_s))
             self._waiter = self._loop.create_future()
-            alarm = self._loop.call_at(end_s if due_s is None else min(due_s, end_s), _wake, self._waiter)
             try:
                 await self._waiter
             finally:
-                alarm.cancel()
                 self._waiter = None
-            if self._loop.time() >= end_s:
+            now_s = self._loop.time()
+            if now_s >= end_s:
                 break
 
     async def collect(self) -> list[Piece]:
@@ -148,7 +158,7 @@ class Generation:
                 ApiError(CLIENT_GONE, "the client closed the connection", kind="client_closed", code="client_gone")
             )
 
-        self._tasks.append(self._loop.create_task(wait_for_disconnect()))
+        self._watcher = self._loop.create_task(wait_for_disconnect())
 
     # ---- its end ----
 
@@ -167,38 +177,44 @@ class Generation:
         self._stop()
 
     def _stop(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        for task in self._tasks:
-            if task is not asyncio.current_task():
-                task.cancel()
+        for timer in (self._deadline, self._alarm):
+            if timer is not None:
+                timer.cancel()
+        if self._watcher is not None and self._watcher is not asyncio.current_task():
+            self._watcher.cancel()
+        submitted, self._submitted = self._submitted, []
+        if self._num_open:
+            for request in submitted:
+                request.abort()
 
     # ---- the engine's side ----
 
-    async def _read(self, prompt_index: int) -> None:
+    def _submit(self, prompt_index: int) -> Submitted:
         job = self.job
-        request_id = f"{self.request_id}-{prompt_index}"
-        first_choice = prompt_index * job.params.n
-        stream = self._served.engine.generate(
+        submitted = self._served.engine.submit(
             job.prompts[prompt_index],
             job.params,
-            request_id=request_id,
+            partial(self._put, prompt_index * job.params.n),
+            request_id=f"{self.request_id}-{prompt_index}",
             priority=job.priority,
             cache_salt=job.cache_salt,
         )
-        try:
-            async with aclosing(stream) as deltas:  # type: ignore[type-var]
-                async for delta in deltas:
-                    self._put(first_choice + delta.index, delta)
-                    if self.error is not None:
-                        return
-        except Exception as error:
-            answer = from_exception(error)
-            if answer.status == 500:
-                logger.exception("%s failed", request_id)
-            self.cut(answer)
+        submitted.accepted.add_done_callback(self._answered)
+        return submitted
 
-    def _put(self, index: int, delta: OutputDelta) -> None:
+    def _answered(self, accepted: asyncio.Future[str]) -> None:
+        refusal = None if accepted.cancelled() else accepted.exception()
+        if not isinstance(refusal, Exception):
+            return
+        answer = from_exception(refusal)
+        if answer.status == 500:
+            logger.error("%s failed", self.request_id, exc_info=refusal)
+        self.cut(answer)
+
+    def _put(self, first_choice: int, delta: OutputDelta) -> None:
+        if self.error is not None:
+            return
+        index = first_choice + delta.index
         choice = self.choices[index]
         metrics = choice.metrics = delta.metrics
         self._observer.saw(delta, choice.last_token_s, metrics.num_preemptions - choice.num_preemptions)
@@ -216,13 +232,20 @@ class Generation:
             self.cut(_too_slow(self._max_buffered_bytes))
 
     def _wake(self) -> None:
-        if self._waiter is not None:
-            _wake(self._waiter)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
+    def _look_again_by(self, when_s: float) -> None:
+        """One timer for all waits: it is set anew only if it would ring too late, and ringing too early does no harm."""
+        if self._alarm is not None:
+            if self._alarm.when() <= when_s:
+                return
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(when_s, self._ring)
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake()
 
 
 def _timed_out(timeout_s: float) -> ApiError:

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from infra_lab.engine.outputs import OutputDelta
+from infra_lab.server.histogram import LoopHistogram
 from infra_lab.server.served import ServedEngine
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ class ServerMetrics:
         self.registry.register(EngineCollector(served))
         model = served.name
 
-        def histogram(name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, help_text, ["model_name"], buckets=buckets, registry=self.registry).labels(model)
+        def histogram(name: str, help_text: str, bounds: tuple[float, ...]) -> LoopHistogram:
+            made = LoopHistogram(name, help_text, {"model_name": model}, bounds)
+            self.registry.register(made)
+            return made
 
         def counter(name: str, help_text: str) -> Counter:
             return Counter(name, help_text, ["model_name"], registry=self.registry).labels(model)

@@ -1,6 +1,7 @@
 """Runs a server from start to end: checks who could reach it, listens, loads the model, serves, and cleans up."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from infra_lab.server.draining_server import DrainingServer
 
-__all__ = ["listen", "run", "serve", "server_of"]
+__all__ = ["listen", "run", "run_app", "serve", "server_of"]
 
 
 def serve(
@@ -51,8 +52,15 @@ def serve(
 
 def run(served: ServedEngine, config: ServerConfig, listener: socket.socket) -> None:
     """Serve an engine on a socket of `listen` until SIGTERM or SIGINT; the engine stays open."""
-    server = server_of(create_app(served, config), config)
+    run_app(create_app(served, config), config, listener)
+
+
+def run_app(app: "FastAPI", config: ServerConfig, listener: socket.socket) -> None:
+    """Serve an app of `create_app` as `run` does: this process is the server, and nothing else."""
+    server = server_of(app, config)
     log_as_json()
+    gc.collect()
+    gc.freeze()  # what was loaded stays: walking over it again and again takes a twelfth of the server's time
     server.run(sockets=[listener])
 
 

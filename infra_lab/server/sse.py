@@ -4,6 +4,7 @@ The response starts with the first event or the first heartbeat, whichever is ea
 refuses still gets a status of its own, and one that waits long is not given up by a proxy on its way.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -50,6 +51,10 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end, an error, or the client's leaving (which the generation reports as an error)."""
+        # In a task of its own: waking one that sits under twenty layers of middleware goes through all of them each time.
+        await asyncio.create_task(self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         generation, stream_format = self._generation, self._format
         wait_s = 0.0  # `stream` has waited already

@@ -154,6 +154,7 @@ def test_a_failing_step_is_an_error_for_its_requests_and_the_engine_goes_on() ->
 
 def test_shutdown_drains_or_aborts() -> None:
     async def main() -> None:
+        before = set(threading.enumerate())
         for drain, reason in ((True, "length"), (False, "abort")):
             engine = AsyncEngine.start("tiny", **SETTINGS)
             params = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)
@@ -164,7 +165,24 @@ def test_shutdown_drains_or_aborts() -> None:
             assert (await reading)[-1].finish_reason == reason
             with pytest.raises(EngineClosedError):
                 await collect(engine.generate("def ", GREEDY))
-        assert not [thread for thread in threading.enumerate() if thread.name == "infra-lab-engine"]
+        assert not [t for t in threading.enumerate() if t.name == "infra-lab-engine" and t not in before]
+
+    run(main())
+
+
+def test_one_taker_that_raises_does_not_cost_the_others_their_deltas() -> None:
+    async def main() -> None:
+        engine = AsyncEngine.start("tiny", **SETTINGS)
+
+        def refuse(delta: OutputDelta) -> None:
+            raise RuntimeError("I do not want it")
+
+        raising = [engine.submit("def ", GREEDY, refuse) for _ in range(2)]
+        assert (await collect(engine.generate("def ", GREEDY)))[-1].finish_reason == "length"
+        for submitted in raising:
+            assert await submitted.accepted
+        await until_idle(engine)
+        await engine.shutdown()
 
     run(main())
 

@@ -89,7 +89,7 @@ def test_a_client_that_leaves_before_the_engine_has_looked_at_its_request() -> N
         with closing(connect(live)) as first, closing(connect(live)) as refused, closing(connect(live)) as accepted:
             first.sendall(request_of("/v1/completions", {"prompt": "x", "max_tokens": 2}))
             assert is_stuck.wait(WAIT_S)
-            refused.sendall(request_of("/v1/completions", {"prompt": [999_999]}))
+            refused.sendall(request_of("/v1/completions", {"prompt": "x", "logit_bias": {"999999": 1}}))
             accepted.sendall(request_of("/v1/completions", LONG))
             until(lambda: len(live.runtime.running) == 3, "two wait in the inbox while a step is computed")
         until(lambda: not live.runtime.running, "all three have left")

@@ -29,8 +29,7 @@ from infra_lab.models.tokenizer import load_tokenizer
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.server import ServedEngine, ServerConfig, create_app
-from infra_lab.server.request_log import log_as_json
-from infra_lab.server.run import listen, run, server_of
+from infra_lab.server.run import listen, run, run_app
 from infra_lab.simulator.executor import simulated_engine
 
 MODEL = "instant"
@@ -65,8 +64,7 @@ def serve_paced() -> None:
     app.add_middleware(SendCounter, handshake=handshake)
     with listen("127.0.0.1", 0) as listener:
         _say(listener.getsockname()[1])
-        log_as_json()
-        server_of(app, CONFIG).run(sockets=[listener])
+        run_app(app, CONFIG, listener)
 
 
 def serve_bare(events: list[bytes], *, in_turns: bool) -> None:
