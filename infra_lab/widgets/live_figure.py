@@ -21,15 +21,6 @@ class _PanelFigure(go.FigureWidget):  # type: ignore[misc]
 
     _esm = FIGURE_ESM
 
-    @staticmethod
-    def _remove_overlapping_props(input_data: Any, delta_data: Any, prop_path: tuple[Any, ...] = ()) -> list[Any]:
-        """Keep what was set here, whatever the browser reports back.
-
-        plotly 7.1 asks each array whether it is empty by its truth value: with NumPy's, that raises in the kernel, where
-        nobody sees it, at every change of a figure.
-        """
-        return []
-
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
         """Return the widget's state; with the traces and the layout of now when all of it is asked for."""
         state = super().get_state(key=key, drop_defaults=drop_defaults)

@@ -1,5 +1,6 @@
 """`LiveTuner`: a dataclass of knobs, a pure computation and a pure drawing, kept in step with each other."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ Progress = Callable[..., None]
 """`progress(fraction, text="")`: what a slow computation calls; it does not return once its result is not wanted any more."""
 
 _PROGRESS_EVERY_S = 0.05
+_FOLLOW_S = 0.4
+"""How long a knob rests before what only follows the panel is drawn too: until then the browser belongs to the panel."""
 
 
 class LiveTuner(Generic[P, R]):
@@ -61,6 +64,7 @@ class LiveTuner(Generic[P, R]):
         self._pinned: tuple[tuple[dict[str, Any], ...], str] | None = None
         self._picture: Any = None
         self._listeners: list[Callable[[R], object]] = []
+        self._rest: asyncio.TimerHandle | None = None
         self._worker: LatestWins[P] | None = LatestWins(self._work, self._on_idle) if slow else None
         self.title = title
         self.params: P = self._base
@@ -116,7 +120,10 @@ class LiveTuner(Generic[P, R]):
             self._show()
 
     def on_result(self, listener: Callable[[R], object]) -> None:
-        """Call `listener(result)` now, and after each change that was computed: `panel.on_result(player.load)`."""
+        """Call `listener(result)` now, and after each change that was computed: `panel.on_result(player.load)`.
+
+        While the reader moves a knob, listeners wait until it rests.
+        """
         self._listeners.append(listener)
         if self._picture is not None:
             listener(self.result)  # type: ignore[arg-type]
@@ -195,14 +202,14 @@ class LiveTuner(Generic[P, R]):
 
     def _on_control(self, _: Any) -> None:
         if not self._is_muted:
-            self._recompute()
+            self._recompute(tell=self._tell_when_it_rests)
 
-    def _recompute(self) -> None:
+    def _recompute(self, tell: "Callable[[R], None] | None" = None) -> None:
         try:
             values = {name: read_control(knob, self.controls[name]) for name, knob in self._knobs.items()}
             params = replace(self._base, **values)  # type: ignore[type-var]
             if self._worker is None:
-                self._evaluate(params, lambda: self._compute(params))
+                self._evaluate(params, lambda: self._compute(params), tell=tell)
         except Exception as error:  # noqa: BLE001 - whatever the author's code raises is shown, not lost in a log
             self._fail(error)
             return
@@ -230,7 +237,13 @@ class LiveTuner(Generic[P, R]):
     def _on_idle(self) -> None:
         self._progress.is_visible(False)
 
-    def _evaluate(self, params: P, compute: Callable[[], R], ticket: Ticket | None = None) -> None:
+    def _evaluate(
+        self,
+        params: P,
+        compute: Callable[[], R],
+        ticket: Ticket | None = None,
+        tell: "Callable[[R], None] | None" = None,
+    ) -> None:
         """Compute, draw and summarize, and only then show anything: an error in any of them changes nothing."""
         result = compute()
         picture = self._draw(result)
@@ -242,8 +255,29 @@ class LiveTuner(Generic[P, R]):
             self._message.text = ""
             self._summary.text = summary
             self._show()
-            for listener in self._listeners:
-                listener(result)
+            if self._rest is not None:
+                self._rest.cancel()
+            (tell or self._tell)(result)
+
+    def _tell(self, result: R) -> None:
+        for listener in self._listeners:
+            listener(result)
+
+    def _tell_when_it_rests(self, result: R) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no notebook's kernel: nobody watches
+            self._tell(result)
+            return
+
+        def tell() -> None:
+            try:
+                self._tell(result)
+            except Exception as error:  # noqa: BLE001 - whatever the author's code raises is shown, not lost in a log
+                self._fail(error)
+
+        if self._listeners:
+            self._rest = loop.call_later(_FOLLOW_S, tell)
 
     def _show(self) -> None:
         ghosts, text = self._pinned or ((), "")

@@ -38,6 +38,26 @@ const loaded = async () => {{
   return (await globalThis["{_KEY}"]).default;
 }};
 
+// After every change plotly would report all its defaults to the kernel, where nobody asks for them: more bytes than the change
+// itself, a second round in which the kernel is busy, and a ValueError there for NumPy arrays (plotly 7.1).
+const IGNORED = ["_js2py_traceDeltas", "_js2py_widget_layoutDelta"];
+const quiet = (model) => {{
+  let changed = false;
+  return {{
+    get: (name) => model.get(name),
+    on: (event, listener) => model.on(event, listener),
+    set: (name, value) => {{
+      if (IGNORED.includes(name)) return;
+      changed = true;
+      model.set(name, value);
+    }},
+    save_changes: () => {{
+      if (changed) model.save_changes();
+      changed = false;
+    }},
+  }};
+}};
+
 export default () => {{
   let ready;
   return {{
@@ -53,7 +73,7 @@ export default () => {{
       ready = loaded().then(async (make) => {{
         const figure = make();
         for (const [event, listener] of listeners) model.off(event, listener);
-        await figure.initialize({{ model }});
+        await figure.initialize({{ model: quiet(model) }});
         for (const [name, message] of missed) {{
           model.set(name, message);
           model.set(name, null);
@@ -62,7 +82,7 @@ export default () => {{
       }});
     }},
     async render(context) {{
-      return (await ready).render(context);
+      return (await ready).render({{ ...context, model: quiet(context.model) }});
     }},
   }};
 }};

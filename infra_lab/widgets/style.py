@@ -74,6 +74,7 @@ CSS = (
 .ROOT .infra-lab-pool > * { min-width: 0; margin: 0; overflow: visible; }
 .ROOT .infra-lab-text:empty { padding: 0; margin: 0; }
 .ROOT .js-plotly-plot, .ROOT .plot-container { width: 100%; }
+.ROOT .js-plotly-plot { contain: layout style; }
 .ROOT .js-plotly-plot .modebar { display: none !important; }
 .ROOT .js-plotly-plot svg text { fill: var(--jp-ui-font-color1) !important;
   font-family: var(--jp-ui-font-family) !important; }

@@ -70,7 +70,8 @@ def _axis() -> dict[str, Any]:
         "ticks": "outside",
         "ticklen": 5,
         "tickcolor": TRANSPARENT,
-        "automargin": True,
+        "automargin": False,
+        "ticklabeloverflow": "allow",
         "title": {"standoff": 8, "font": {"size": 12, "color": MUTED}},
         "tickfont": {"size": 11},
     }

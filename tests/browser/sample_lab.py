@@ -44,6 +44,9 @@ class Params:
 LiveTuner(Params, lambda params: params.tokens, lambda tokens: go.Figure(go.Bar(y=[1, 2, 3])), title="Frozen")
 """.strip()
 
+LIVE_TUNER = FROZEN_TUNER.replace("y=[1, 2, 3]", "y=np.arange(tokens)").replace("Frozen", "Live")
+LIVE_TUNER = f"import numpy as np\n{LIVE_TUNER}"
+
 SCRIPT = "from IPython.display import Javascript\nJavascript({!r})"
 CONNECT = "import socket\nwith socket.create_connection(({!r}, {}), timeout=5) as connection:\n    connection.recv(1)"
 CONNECT_FROM_SHELL = "import subprocess\nsubprocess.run(['bash', '-c', 'read -N 1 < /dev/tcp/{}/{}'])"
@@ -76,6 +79,7 @@ def write_sample_lab(labs: Path) -> None:
     """Write the sound notebook and its mutants into the folder `labs`."""
     write_notebook(labs / "sound.ipynb", PANEL, FOLLOWS, SHOW)
     write_notebook(labs / "dropdown.ipynb", DROPDOWN, FOLLOWS, SHOW)
+    write_notebook(labs / "live_tuner.ipynb", LIVE_TUNER)
     write_notebook(labs / "figure_that_stops.ipynb", PANEL, STOPS, SHOW)
     for name, cells in MUTANTS.items():
         write_notebook(labs / f"{name}.ipynb", *cells)

@@ -124,6 +124,28 @@ def test_each_change_of_a_slider_is_timed(browser: "Browser", sample_lab: Audite
     assert all(0 < change.first_ms <= change.settled_ms and change.kernel_ms > 0 for change in changes)
 
 
+def test_a_change_is_one_message_to_the_kernel(browser: "Browser", sample_lab: AuditedLab) -> None:
+    """plotly answered each change with two reports of its own, which kept the kernel busy and raised there."""
+    with open_notebook(browser, sample_lab.server, "live_tuner.ipynb") as page:
+        page.run_all()
+        (panel,) = find_panels(page)
+        assert len(measure_changes(panel, 1)) == 1
+        page.page.evaluate(
+            """() => {
+                window.sent = [];
+                window.labPanel.sessionContext.session.kernel.anyMessage.connect((_, { msg, direction }) => {
+                    if (direction === "send" && msg.header.msg_type === "comm_msg") window.sent.push(msg.content.data);
+                });
+            }"""
+        )
+        for key in ("ArrowLeft", "ArrowRight", "ArrowRight"):
+            page.page.keyboard.press(key)
+            page.page.wait_for_timeout(500)
+        sent = page.page.evaluate("() => window.sent")
+        assert page.problems == []
+    assert [list(data["state"]) for data in sent] == [["value"]] * 3
+
+
 def test_a_figure_that_does_not_follow_is_not_timed(
     browser: "Browser", sample_lab: AuditedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ def maps(steps: Sequence[StepRecord]) -> list[KVMap]:
 def test_the_block_map_counts_and_draws_every_block(steps: list[StepRecord]) -> None:
     for kv_map in maps(steps):
         figure = figures.kv_block_map(kv_map)
-        grid, gauges, shared, texts = figure.data[0], figure.data[1], figure.data[2], figure.data[5]
+        grid, gauges, shared, texts = figure.data[0], figure.data[1], figure.data[3], figure.data[6]
         size, columns = kv_map.block_size, num_columns(len(kv_map.blocks))
         assert len(grid.z) == len(texts.text) == len(kv_map.blocks)
         used = [view for view in kv_map.blocks if view.state is BlockState.USED]
@@ -121,7 +121,7 @@ def test_the_block_map_counts_and_draws_every_block(steps: list[StepRecord]) -> 
 
 def test_states_have_letters_as_well_as_colours(simulated_steps: list[StepRecord]) -> None:
     for kv_map in maps(simulated_steps):
-        texts = figures.kv_block_map(kv_map).data[5].text
+        texts = figures.kv_block_map(kv_map).data[6].text
         for block, view in enumerate(kv_map.blocks):
             number, sign = texts[block].split("<br>")
             assert number == f"<b>{block}</b>"
@@ -147,9 +147,9 @@ def test_copies_and_the_selected_block_are_outlined(simulated_steps: list[StepRe
     assert record.kv_map is not None
     copied = [copy.destination for copy in record.copies]
     figure = figures.kv_block_map(record.kv_map, selected=5, highlight=copied)
-    assert len(figure.data[3].x) == 6 * len(copied)
-    assert np.nanmean(figure.data[4].x[:4]) == pytest.approx(5 % num_columns(len(record.kv_map.blocks)))
-    assert len(figures.kv_block_map(record.kv_map).data[4].x) == 0
+    assert len(figure.data[4].x) == 6 * len(copied)
+    assert np.nanmean(figure.data[5].x[:4]) == pytest.approx(5 % num_columns(len(record.kv_map.blocks)))
+    assert len(figures.kv_block_map(record.kv_map).data[5].x) == 0
 
 
 @pytest.mark.parametrize("count", [1, 7, 12, 13, 128, 129, 512, 513, 5000])
@@ -166,7 +166,7 @@ def test_big_pools_lose_their_texts_but_not_their_hover(tokenizer: Any) -> None:
     assert record.kv_map is not None
     figure = figures.kv_block_map(record.kv_map)
     assert len(figure.data[1].x) == 0
-    assert set(figure.data[5].text) <= {"", "◇"}
+    assert set(figure.data[6].text) <= {"", "◇"}
     assert len(figure.data[0].text) == 700
 
 

@@ -1,9 +1,11 @@
 """However a live figure got there, it looks as if it had been drawn afresh; and a change is one message."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given, settings
@@ -129,14 +131,8 @@ def test_every_message_of_plotly_is_kept_while_it_loads() -> None:
     assert names == {f"_py2js_{name}" for name in listed}
 
 
-def test_what_the_browser_reports_back_takes_nothing_away() -> None:
-    """plotly's own handler raised ValueError for NumPy arrays here, in the kernel, where nobody sees it."""
-    live = LiveFigure()
-    live.show(go.Figure(go.Bar(x=np.arange(3), y=np.array([1.0, 2.0, 3.0]))))
-    widget = live.widget
-    delta = {"uid": widget.data[0].uid, "type": "bar", "y": {"dtype": "f8", "bdata": "AAAA"}, "visible": True}
-    widget._js2py_traceDeltas = {"trace_deltas": [delta], "trace_edit_id": widget._last_trace_edit_id}
-    layout = {"xaxis": {"range": [0, 1]}, "height": 360}
-    widget._js2py_layoutDelta = {"layout_delta": layout, "layout_edit_id": widget._last_layout_edit_id}
-    assert list(widget.data[0].y) == [1.0, 2.0, 3.0]
-    assert widget.layout.height == 360
+def test_the_reports_that_are_not_wanted_are_named_as_plotly_names_them() -> None:
+    ignored = re.findall(r'"(\w+)"', plotly_loader.FIGURE_ESM.split("IGNORED = [")[1].split("]")[0])
+    bundle = (Path(plotly.__file__).parent / "package_data" / "widgetbundle.js").read_text()
+    assert ignored
+    assert all(f'"{name}"' in bundle for name in ignored)

@@ -40,7 +40,7 @@ def test_the_slider_moves_the_cursor_the_map_and_the_words(
     assert player.record is record
     assert player.timeline.layout.shapes[1].x0 == record.step + 0.5
     assert f"block {record.copies[0].source} to {record.copies[0].destination}" in player._text.text
-    assert len(player.map.data[3].x) == 6 * len(record.copies), "copied blocks are outlined"
+    assert len(player.map.data[4].x) == 6 * len(record.copies), "copied blocks are outlined"
     used = record.kv_map.count(BlockState.USED)
     assert any(f"in use {used}" in (trace.name or "") for trace in player.map.data)
 

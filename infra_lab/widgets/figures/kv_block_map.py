@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from infra_lab.engine.kv_map import BlockView, KVMap
 from infra_lab.paged_kv.snapshot import BlockState
 from infra_lab.widgets import theme
-from infra_lab.widgets.figures.parts import legend_key
+from infra_lab.widgets.figures.parts import joints, legend_key
 
 MOST_NUMBERED = 128
 """So many blocks have their numbers and owners written into them."""
@@ -45,14 +45,13 @@ def kv_block_map(kv_map: KVMap, *, selected: int | None = None, highlight: Colle
         "zmax": _SHARED + 0.5,
         "colorscale": _COLOURS,
         "showscale": False,
-        "xgap": 3,
-        "ygap": 3,
         "text": [_hover(kv_map, block, rank.get(block)) for block in range(count)],
         "hovertemplate": "%{text}<extra></extra>",
     }
     data = [
         cells,
         _gauges(kv_map, columns),
+        _joints(count, columns),
         _outlines(shared, columns, theme.INK, 2.0),
         _outlines(copied, columns, theme.COPIED, 3.0, "dot"),
         _outlines(() if selected is None else (selected,), columns, theme.ACCENT, 3.5),
@@ -131,6 +130,17 @@ def _gauges(kv_map: KVMap, columns: int) -> dict[str, Any]:
         "showlegend": False,
         "hoverinfo": "skip",
     }
+
+
+def _joints(count: int, columns: int) -> dict[str, Any]:
+    rows = -(-count // columns)
+    return joints(
+        np.arange(1, columns) - 0.5,
+        np.arange(1, rows) - 0.5,
+        x=(-0.5, columns - 0.5),
+        y=(-0.5, rows - 0.5),
+        width=3 if count <= _MOST_GAUGES else 1,
+    )
 
 
 def _outlines(blocks: Collection[int], columns: int, colour: str, width: float, dash: str = "solid") -> dict[str, Any]:

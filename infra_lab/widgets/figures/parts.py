@@ -1,6 +1,38 @@
 """Pieces that several figures are made of."""
 
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+
+from infra_lab.widgets.theme import SURFACE
+
+
+def joints(
+    columns: Iterable[float],
+    rows: Iterable[float],
+    *,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    width: float,
+) -> dict[str, Any]:
+    """Return the gaps between a heatmap's cells as lines in the page's colour: columns at these x, rows at these y.
+
+    The cells themselves must touch: then plotly draws a picture of a pixel a cell, and the browser enlarges it. With a gap of
+    its own it paints and compresses every pixel of the screen, at every change.
+    """
+    lines = [*((place, place, *y) for place in columns), *((*x, place, place) for place in rows)]
+    x0, x1, y0, y1 = np.array(lines, np.float64).reshape(-1, 4).T
+    nowhere = np.full(len(lines), np.nan)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": np.stack([x0, x1, nowhere], axis=1).ravel(),
+        "y": np.stack([y0, y1, nowhere], axis=1).ravel(),
+        "line": {"color": SURFACE, "width": width},
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
 
 
 def legend_key(

@@ -11,7 +11,7 @@ from infra_lab.engine.recorder import StepRecord
 from infra_lab.widgets import theme
 from infra_lab.widgets.figures import lanes as lane
 from infra_lab.widgets.figures.lanes import Lanes, Mark, lanes_of
-from infra_lab.widgets.figures.parts import legend_key
+from infra_lab.widgets.figures.parts import joints, legend_key
 
 _TOP, _BOTTOM, _GAP, _STRIP = 34, 44, 16, 64
 """Pixels: margins, the gap between the three parts, the height of each of the lower two."""
@@ -25,7 +25,7 @@ def step_timeline(steps: Sequence[StepRecord], *, upto: int | None = None) -> An
 
     Upper part: prefill chunks, decodes, tokens taken from the prefix cache, preemptions and endings of each request. Lower
     parts: KV blocks in use of all there are, and tokens computed, prefill above decode. However many requests and steps, it
-    has the same eleven traces, so that a live panel only changes their data.
+    has the same twelve traces, so that a live panel only changes their data.
     """
     lanes = lanes_of(steps)
     blocks = np.array([record.used_blocks for record in steps], np.float64)
@@ -37,6 +37,7 @@ def step_timeline(steps: Sequence[StepRecord], *, upto: int | None = None) -> An
         _cells(lanes, lane.PREFILL, theme.PREFILL, "prefill", "prefill: %{z} tokens from position %{customdata}"),
         _cells(lanes, lane.DECODE, theme.DECODE, "decode", "decode at position %{customdata}"),
         _cells(lanes, lane.WAITING, theme.WAITING, "preempted", "preempted, waits to be admitted again"),
+        _joints(lanes),
         legend_key("prefill", theme.PREFILL, bool((lanes.kinds == lane.PREFILL).any())),
         legend_key("decode", theme.DECODE, bool((lanes.kinds == lane.DECODE).any())),
         _marks("from the prefix cache", lanes.cached, lanes, "diamond", theme.CACHED),
@@ -80,10 +81,16 @@ def _cells(lanes: Lanes, kind: int, colour: str, name: str, hover: str) -> dict[
         "colorscale": [[0, colour], [1, colour]],
         "showscale": False,
         "hoverongaps": False,
-        "xgap": 1 if len(lanes.steps) <= _GAPS_UP_TO else 0,
-        "ygap": 3 if count <= _MOST_LABELS else 1,
         "hovertemplate": f"%{{y}}, step %{{x}}<br>{hover}<extra></extra>",
     }
+
+
+def _joints(lanes: Lanes) -> dict[str, Any]:
+    count, steps = len(lanes.names), lanes.steps
+    x = (steps[0] - 0.5, steps[-1] + 0.5) if len(steps) else (0.0, 0.0)
+    columns = steps[1:] - 0.5 if len(steps) <= _GAPS_UP_TO else ()
+    width = 2 if count <= _MOST_LABELS and len(steps) <= _GAPS_UP_TO / 2 else 1
+    return joints(columns, np.arange(1, count) - 0.5, x=x, y=(-0.5, count - 0.5), width=width)
 
 
 def _marks(
