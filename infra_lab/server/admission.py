@@ -19,12 +19,16 @@ class Admission:
         self._service_s = 1.0
         """How long a request takes, smoothed over the latest ones."""
 
-    def enter(self, num_sequences: int) -> None:
-        """Count a request in. Raises ApiError, with nothing counted: 429 if there is no room now, 400 if there never is."""
+    def check(self, num_sequences: int) -> None:
+        """Raise ApiError (400) for a request that there will never be room for."""
         if num_sequences > self.limit:
             raise invalid(
                 f"the request asks for {num_sequences} sequences (prompts × n); this server takes {self.limit} at once"
             )
+
+    def enter(self, num_sequences: int) -> None:
+        """Count a request in. Raises ApiError, with nothing counted: 429 if there is no room now, 400 if there never is."""
+        self.check(num_sequences)
         if self.in_flight + num_sequences > self.limit:
             wait_s = self.retry_after_s()
             raise too_many(

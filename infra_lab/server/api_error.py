@@ -53,6 +53,17 @@ def too_many(message: str, retry_after_s: int, code: str = "rate_limit_exceeded"
     )
 
 
+def too_busy(limit: int) -> ApiError:
+    """503: nothing was looked at; another server, or the same in a moment, will answer."""
+    return ApiError(
+        503,
+        f"the server answers {limit} requests, its limit; try again",
+        kind="service_unavailable",
+        code="too_busy",
+        headers={"Retry-After": "1", "Connection": "close"},
+    )
+
+
 def shutting_down() -> ApiError:
     """503: this server goes away; another one, or the same in a moment, will answer."""
     return ApiError(
@@ -84,18 +95,28 @@ def from_exception(error: Exception) -> ApiError:
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's complaints, in one line."""
-    first = errors[0]
-    place = [str(part) for part in first.get("loc", ()) if part != "body"]
-    if first.get("type") == "json_invalid":
-        return invalid(f"the body is not JSON: {first.get('ctx', {}).get('error', 'malformed')} at byte {place[-1]}")
+    """The most telling of pydantic's complaints about the first field that it complains about, in one line."""
+    field = _place(errors[0])[:1]
+    told = max((error for error in errors if _place(error)[:1] == field), key=_how_telling)
+    place = [str(part) for part in _place(told)]
+    if told.get("type") == "json_invalid":
+        return invalid(f"the body is not JSON: {told.get('ctx', {}).get('error', 'malformed')} at byte {place[-1]}")
     if not place:
-        return invalid(f"the body must be a JSON object, sent with Content-Type: application/json ({first.get('msg')})")
-    where = ".".join(place)
-    return invalid(f"{where}: {first.get('msg')}", param=place[0])
+        return invalid(f"the body must be a JSON object, sent with Content-Type: application/json ({told.get('msg')})")
+    return invalid(f"{'.'.join(place)}: {told.get('msg')}", param=place[0])
+
+
+def _place(error: Mapping[str, Any]) -> list[str | int]:
+    return [part for part in error.get("loc", ()) if part != "body"]
+
+
+def _how_telling(error: Mapping[str, Any]) -> tuple[list[int], bool]:
+    """A field that may be a text or a list has a complaint for each: that which got further into the value was meant."""
+    indices = [part for part in _place(error) if isinstance(part, int)]
+    return indices, not str(error.get("type")).endswith("_type")
 
 
 def _field_named_in(message: str) -> str | None:
-    """SamplingParams says "top_p is 3; it must be ..."."""
-    match = re.match(r"([a-z_]+) is ", message)
+    """The engine says "top_p is 3; it must be ...", or "logit_bias names token 9, which ..."."""
+    match = re.match(r"([a-z_]+) (?:is|names) ", message)
     return match.group(1) if match else None

@@ -33,14 +33,16 @@ class ServerConfig:
     """A connection that has not sent a whole request head by then is closed."""
     body_timeout_s: float = 30.0
     """A body that is not complete by then is refused with 408."""
-    max_connections: int = 1024
+    max_in_flight: int = 1024
+    """HTTP requests of any kind that are answered at once; more get 503, but for probes."""
 
     chunk_tokens: int = 1
     """A stream sends an event for at least this many tokens; a request may choose for itself."""
     chunk_ms: float | None = None
     """A stream sends what it has when its oldest token has waited this long."""
-    heartbeat_s: float = 10.0
-    """A stream that has nothing to send sends a comment this often, so that no proxy gives it up."""
+    heartbeat_s: float = 4.0
+    """A stream that has nothing to send sends a comment this often, the first one with its head: less than the 5 s that
+    httpx waits for a byte, and than any proxy."""
     max_buffered_bytes: int = 256 << 10
     """What may pile up for a client that reads slowly; beyond, its stream ends with an error."""
     stalled_reader_s: float = 30.0
@@ -60,7 +62,7 @@ class ServerConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in (
-            "max_body_bytes", "head_timeout_s", "body_timeout_s", "max_connections", "chunk_tokens", "heartbeat_s",
+            "max_body_bytes", "head_timeout_s", "body_timeout_s", "max_in_flight", "chunk_tokens", "heartbeat_s",
             "max_buffered_bytes", "stalled_reader_s", "stall_s",
         ):  # fmt: skip
             if getattr(self, name) <= 0:

@@ -23,6 +23,8 @@ class Context:
     key: ApiKey | None = None
     generation: Generation | None = None
     is_stream: bool = False
+    body_bytes: int = 0
+    """Size of the body, which bounds all work on what is in it."""
     timeout_s: float | None = None
     """From X-Request-Timeout."""
     prompt: str | None = None

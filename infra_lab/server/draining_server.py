@@ -39,7 +39,6 @@ class DrainingServer(uvicorn.Server):
                 http=guarded_protocol(config),
                 ws="none",
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-                limit_concurrency=config.max_connections,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=CLOSING_S,
                 backlog=BACKLOG,

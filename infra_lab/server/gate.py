@@ -1,4 +1,4 @@
-"""What every request passes, in this order: an id, the host, the key, the body; and what it leaves: a log line, a count."""
+"""What every request passes, in this order: an id, a place, the host, the key, the body; and what it leaves: a log line."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from infra_lab.server.api_error import CLIENT_GONE, ApiError, from_exception, invalid
+from infra_lab.server.api_error import CLIENT_GONE, ApiError, from_exception, invalid, too_busy
 from infra_lab.server.body import read_body, replay
 from infra_lab.server.context import Context, Scope, request_id_from
 from infra_lab.server.generation import Receive
@@ -27,6 +27,7 @@ class Gate:
 
     def __init__(self, app: App, runtime: Runtime) -> None:
         self._app, self._runtime = app, runtime
+        self._num_in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -39,10 +40,12 @@ class Gate:
         response = _Response(send, context.request_id)
         metrics = self._runtime.metrics
         metrics.http_in_flight.inc()
+        self._num_in_flight += 1
         try:
             try:
                 self._check(scope, headers, context)
                 body = await read_body(receive, headers, self._runtime.config)
+                context.body_bytes = len(body)
                 await self._app(scope, replay(body, receive), response.send)
             except Exception as error:
                 answer = from_exception(error)
@@ -51,16 +54,19 @@ class Gate:
                 await response.fail(answer, scope["path"])
         finally:
             self._runtime.end(context)
+            self._num_in_flight -= 1
             metrics.http_in_flight.dec()
             self._account(scope, context, response)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes], context: Context) -> None:
-        config = self._runtime.config
+        config, is_probe = self._runtime.config, scope["path"] in OPEN_PATHS
+        if self._num_in_flight > config.max_in_flight and not is_probe:  # who is only busy must not be restarted for it
+            raise too_busy(config.max_in_flight)
         if config.allowed_hosts:
             host = _without_port(headers.get(b"host", b"").decode("latin-1"))
             if host not in config.allowed_hosts:
                 raise ApiError(403, f"this server does not answer to the host {host!r}", code="host_not_allowed")
-        if config.api_keys and scope["path"] not in OPEN_PATHS:
+        if config.api_keys and not is_probe:
             context.key = _authenticate(headers.get(b"authorization", b""), config.api_keys)
         context.timeout_s = _timeout_from(headers.get(b"x-request-timeout"))
 

@@ -18,7 +18,8 @@ takes megabytes, and a client that has stopped reading would be noticed a thousa
 
 
 class GuardedProtocol(H11Protocol):
-    """One connection. It is closed if a request's head takes too long, and aborted if its client stops reading.
+    """One connection. It is closed if a request's head takes too long, or the rest of a body that was answered before its
+    end, and aborted if its client stops reading.
 
     uvicorn's own keep-alive limit covers the time between two requests, and h11's the size of a head.
     """
@@ -26,6 +27,7 @@ class GuardedProtocol(H11Protocol):
     limits: ClassVar[ServerConfig]
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _rest_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: a connection that says nothing is as slow as one that says little."""
@@ -39,10 +41,18 @@ class GuardedProtocol(H11Protocol):
         super().data_received(data)
         self._watch_head()
 
+    def on_response_complete(self) -> None:
+        """Some answers do not wait for the body (a wrong key, a wrong host): the rest of it may come, but not for ever."""
+        super().on_response_complete()
+        self._stop(self._rest_timer)
+        if self._awaits_rest():
+            self._rest_timer = self.loop.call_later(self.limits.body_timeout_s, self._rest_is_late)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
         self._stop(self._head_timer)
         self._stop(self._stall_timer)
+        self._stop(self._rest_timer)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -70,6 +80,13 @@ class GuardedProtocol(H11Protocol):
         answer = f"HTTP/1.1 {status} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
         self.transport.write(answer.encode())
         self.transport.close()
+
+    def _awaits_rest(self) -> bool:
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+    def _rest_is_late(self) -> None:
+        if self._awaits_rest():
+            self.transport.close()
 
     @staticmethod
     def _stop(timer: asyncio.TimerHandle | None) -> None:

@@ -35,7 +35,7 @@ def for_host(host: str, config: ServerConfig) -> ServerConfig:
     """Without keys, a local server is protected from web pages by the Host header, which they cannot choose."""
     if config.api_keys or config.allowed_hosts or not is_loopback(host):
         return config
-    return replace(config, allowed_hosts=LOCAL_HOSTS)
+    return replace(config, allowed_hosts=(*LOCAL_HOSTS, host.lower()))
 
 
 def listen(host: str, port: int) -> socket.socket:

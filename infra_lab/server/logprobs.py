@@ -39,7 +39,10 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs], num_to
 def completion_logprobs(
     tokenizer: Tokenizer, entries: Sequence[TokenLogprobs], num_top: int, offset: int
 ) -> dict[str, Any]:
-    """The completions API's: parallel lists. `offset`: where the first token begins in the choice's text, in characters."""
+    """The completions API's: parallel lists. `offset`: where the first token begins in the choice's text, in characters.
+
+    As with OpenAI, the chosen token is among its alternatives even where it is not one of the most probable.
+    """
     tokens, offsets = [], []
     for entry in entries:
         tokens.append(token_string(tokenizer, entry.token_id)[0])
@@ -49,7 +52,10 @@ def completion_logprobs(
         "tokens": tokens,
         "token_logprobs": [max(entry.logprob, LOWEST) for entry in entries],
         "top_logprobs": [
-            {token_string(tokenizer, i)[0]: max(logprob, LOWEST) for i, logprob in entry.top[:num_top]}
+            {
+                token_string(tokenizer, i)[0]: max(logprob, LOWEST)
+                for i, logprob in (*entry.top[:num_top], (entry.token_id, entry.logprob))
+            }
             for entry in entries
         ]
         if num_top

@@ -5,18 +5,22 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from infra_lab.server.api_error import ApiError, invalid
+from infra_lab.server.context import Context
 from infra_lab.server.job import Job
 from infra_lab.server.runtime import Runtime
 from infra_lab.server.sampling_fields import GenerationFields
 
 T = TypeVar("T")
-LONG_TEXT = 4096
-"""Characters. Tokenizing more than this would hold up every stream for a millisecond, so it goes to a thread."""
+LONG_BODY_BYTES = 4096
+"""To parse, render and tokenize more than this would hold up every stream for a millisecond, so it goes to a thread."""
 
 
-async def off_loop(work: Callable[[], T], num_characters: int) -> T:
-    """Do `work` here if it is short, else on a thread."""
-    return work() if num_characters <= LONG_TEXT else await asyncio.to_thread(work)
+async def off_loop(work: Callable[[], T], context: Context) -> T:
+    """Do `work` on what a request has sent: here if that is little, else on a thread.
+
+    All of the body counts, not only its texts: a million empty messages are work too.
+    """
+    return work() if context.body_bytes <= LONG_BODY_BYTES else await asyncio.to_thread(work)
 
 
 def check_model(name: str | None, runtime: Runtime) -> None:

@@ -77,7 +77,8 @@ class Runtime:
         priority, salt, key = job.priority, job.cache_salt, context.key
         if key is not None:
             priority = priority if key.priority is None else max(priority, key.priority)
-            salt = f"{key.name}:{salt}" if self.config.isolate_keys else salt
+            # A name has no white space, so no two keys can come to the same salt, whatever their clients add.
+            salt = f"{key.name}\n{salt}" if self.config.isolate_keys else salt
         return replace(job, priority=priority, cache_salt=salt, timeout_s=min(timeouts, default=None))
 
     # ---- the way down ----

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from infra_lab.grammar import Grammar
 from infra_lab.sampling_params import SamplingParams
@@ -16,6 +16,10 @@ MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256
 """Characters. Every new token is compared with every beginning of a stop string, on the engine's thread."""
 MAX_INT32 = 2**31 - 1
+MAX_BIASES = 1024
+FIRST_ERROR = Field(fail_fast=True)
+"""For every list that a client may make long: pydantic notes an error for each element, so that four megabytes of nulls
+would be seconds of the event loop's time and gigabytes of errors, for an answer that tells the first."""
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
@@ -44,12 +48,12 @@ class GenerationFields(BaseModel):
     presence_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
     frequency_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
     repetition_penalty: float | None = Field(default=None, gt=0.0)
-    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = Field(default=None, max_length=1024)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = Field(default=None)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_INT32)
     min_tokens: int | None = Field(default=None, ge=0, le=MAX_INT32)
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: list[int] | None = Field(default=None, max_length=256)
+    stop_token_ids: list[int] | None = Field(default=None, max_length=256, fail_fast=True)
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -66,6 +70,14 @@ class GenerationFields(BaseModel):
     """Only requests with the same salt share cached prefixes."""
     timeout: float | None = Field(default=None, gt=0.0)
     """Seconds after which the request is given up."""
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few_biases(cls, biases: object) -> object:
+        """Before they are looked at one by one: a dict cannot fail fast."""
+        if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+            raise ValueError(f"it has {len(biases)} tokens; at most {MAX_BIASES} are taken")
+        return biases
 
     def sampling_params(self, *, default_max_tokens: int, logprobs: int | None) -> SamplingParams:
         """Return the engine's parameters. Raises ApiError for what the engine cannot do, InvalidRequestError for a value."""

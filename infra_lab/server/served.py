@@ -57,5 +57,8 @@ class ServedEngine:
     @property
     def takes_tools(self) -> bool:
         """Whether the model's chat template writes tools into the prompt."""
-        templates = self.tokenizer.chat_templates
-        return "tool_use" in templates or bool(re.search(r"\btools\b", templates.get("default", "")))
+        return "tool_use" in self.tokenizer.chat_templates or self.template_names("tools")
+
+    def template_names(self, word: str) -> bool:
+        """Whether the model's chat template has a word anywhere."""
+        return bool(re.search(rf"\b{word}\b", self.tokenizer.chat_template or ""))

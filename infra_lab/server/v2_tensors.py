@@ -5,12 +5,14 @@ A binary request is a JSON head of `Inference-Header-Content-Length` bytes, and 
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from infra_lab.server.api_error import invalid
 
+MAX_RANK = 8
 _LENGTH = struct.Struct("<I")
 
 
@@ -39,8 +41,8 @@ def parse_infer(body: bytes, header_length: str | None, *, known_outputs: Sequen
     rest, inputs, shapes = body[head_bytes:], dict[str, list[Any]](), dict[str, list[int]]()
     for tensor in tensors:
         name, shape = tensor.get("name"), tensor.get("shape")
-        if not isinstance(name, str) or not isinstance(shape, list) or not all(_is_size(size) for size in shape):
-            raise invalid('an input needs a "name" and a "shape" of whole numbers')
+        if not isinstance(name, str) or not _is_shape(shape):
+            raise invalid(f'an input needs a "name" and a "shape" of at most {MAX_RANK} whole numbers')
         size = _mapping(tensor, "parameters").get("binary_data_size")
         if size is None:
             elements = _flat(tensor.get("data"))
@@ -48,9 +50,7 @@ def parse_infer(body: bytes, header_length: str | None, *, known_outputs: Sequen
             elements, rest = _unpack(rest[:size], tensor.get("datatype"), name), rest[size:]
         else:
             raise invalid(f"input {name!r}: binary_data_size is {size!r}, and {len(rest)} bytes are left")
-        expected = 1
-        for extent in shape:
-            expected *= extent
+        expected = math.prod(shape)
         if len(elements) != expected:
             raise invalid(f"input {name!r} has {len(elements)} elements; its shape {shape} says {expected}")
         inputs[name], shapes[name] = elements, shape
@@ -86,6 +86,10 @@ def _mapping(owner: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise invalid(f'"{name}" must be an object')
     return value
+
+
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) <= MAX_RANK and all(_is_size(extent) for extent in value)
 
 
 def _is_size(value: object) -> bool:

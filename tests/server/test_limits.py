@@ -59,6 +59,22 @@ def test_a_full_house_says_when_to_come_back() -> None:
         assert live.openai().completions.create(model="sim", prompt="x", max_tokens=2).choices[0].text == "th"
 
 
+def test_too_many_requests_at_once_are_told_so_and_probes_get_through() -> None:
+    """With uvicorn's own limit probes were refused too: a server would have been restarted for being busy."""
+    with serving(simulated(step_s=0.01), max_in_flight=1) as live:
+        with httpx.stream("POST", f"{live.url}/v1/completions", json=LONG, timeout=WAIT_S) as first:
+            lines = first.iter_lines()
+            next(lines)
+            with pytest.raises(openai.InternalServerError) as raised:
+                live.openai().models.list()
+            assert (raised.value.status_code, raised.value.code) == (503, "too_busy")
+            assert raised.value.response.headers["retry-after"] == "1"
+            for path in ("/health", "/ready", "/metrics"):
+                assert httpx.get(live.url + path).status_code == 200
+        until(live.is_idle, "the first one has left")
+        assert live.openai().models.list().data
+
+
 def test_openais_client_retries_by_itself_until_there_is_room() -> None:
     with serving(simulated(step_s=0.01, max_num_seqs=1), max_waiting=0) as live:
         [thread] = occupy(live, 1)
@@ -188,6 +204,16 @@ def test_keys_can_have_prefix_caches_of_their_own() -> None:
                 answer = live.openai(api_key=secret).completions.create(model="sim", prompt=prompt, max_tokens=1)
                 cached.append(answer.usage.prompt_tokens_details.cached_tokens)  # type: ignore[union-attr]
             assert (cached[1] > 0) is expected
+
+
+def test_no_salt_leads_into_the_cache_of_another_key() -> None:
+    keys = (ApiKey.of("a", "as-own-secret"), ApiKey.of("a:b", "abs-own-secret"))
+    with serving(simulated(), api_keys=keys, isolate_keys=True) as live:
+        for secret, salt in (("abs-own-secret", "x"), ("as-own-secret", "b:x")):
+            answer = live.openai(api_key=secret).completions.create(
+                model="sim", prompt="x" * 40, max_tokens=1, extra_body={"cache_salt": salt}
+            )
+            assert answer.usage.prompt_tokens_details.cached_tokens == 0  # type: ignore[union-attr]
 
 
 def test_long_prompts_and_foreign_hosts_are_refused() -> None:

@@ -97,6 +97,7 @@ def test_generate_and_its_stream(sim: Live) -> None:
         (b'{"inputs": 5}', None),
         (b'{"inputs": [{"name": "text_input", "shape": [2], "data": ["x"]}]}', None),
         (b'{"inputs": [{"name": "text_input", "shape": [-1], "data": ["x"]}]}', None),
+        (b'{"inputs": [{"name": "text_input", "shape": [' + b"9, " * 5000 + b'9], "data": ["x"]}]}', None),
         (b'{"inputs": [{"name": "text_input", "shape": [1], "parameters": {"binary_data_size": 9}}]}', None),
     ],
 )

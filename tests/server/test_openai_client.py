@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from tests.server.live import SENTENCE, Live, serving, simulated, until, writing
+from tests.server.live import SENTENCE, Live, serving, simulated, tiny_tokenizer, until, writing
 
 MODEL = "sim"
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -149,6 +149,15 @@ def test_completion_logprobs_are_parallel_lists(tiny: Live) -> None:
     assert all(len(top) == 2 for top in logprobs.top_logprobs)
 
 
+def test_the_chosen_token_is_always_among_its_alternatives(tiny: Live) -> None:
+    hot: dict[str, Any] = {"prompt": "def ", "max_tokens": 24, "temperature": 2.0, "seed": 1, "logprobs": 1}
+    logprobs = tiny.openai().completions.create(model=MODEL, **hot).choices[0].logprobs
+    assert logprobs is not None
+    chosen = list(zip(logprobs.tokens or [], logprobs.token_logprobs or [], logprobs.top_logprobs or [], strict=True))
+    assert all(top[token] == logprob for token, logprob, top in chosen)
+    assert {len(top) for _, _, top in chosen} == {1, 2}, "some were the most probable one, some were not"
+
+
 def test_cached_prompt_tokens_are_reported(sim: Live) -> None:
     prompt = "a prompt of its own, longer than a block " * 2
     first, second = (sim.openai().completions.create(model=MODEL, prompt=prompt, max_tokens=2) for _ in range(2))
@@ -200,7 +209,9 @@ def test_models(sim: Live) -> None:
         ({"messages": [{"content": "Hi"}]}, "messages"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
-        ({"logit_bias": {"99999": 1}}, None),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}, "tools": []}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -213,6 +224,20 @@ def test_a_bad_request_names_its_field(sim: Live, settings: dict[str, Any], para
     assert raised.value.param == param
     assert raised.value.type == "invalid_request_error"
     assert len(str(raised.value)) > 30
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"prompt": "x", "stop": list("abcde")}, "at most 4 items"),
+        ({"prompt": "x", "stop": ""}, "at least 1 character"),
+        ({"prompt": ["a", "b", 3]}, "2: Input should be a valid string"),
+        ({"prompt": None}, "valid string"),
+    ],
+)
+def test_of_several_complaints_the_telling_one_is_given(sim: Live, fields: dict[str, Any], complaint: str) -> None:
+    """Five stop strings were told to be one string."""
+    assert complaint in sim.post("/v1/completions", **fields).json()["error"]["message"]
 
 
 def test_echo_of_a_token_that_there_is_not(sim: Live) -> None:
@@ -243,6 +268,17 @@ def test_unknown_fields_and_nulls_are_ignored(sim: Live) -> None:
         extra_body={"made_up": 1, "stop": None, "seed": None, "temperature": None},
     )
     assert answer.choices[0].message.content == SENTENCE[:3]
+
+
+def test_a_developer_is_the_system_unless_the_template_knows_better(sim: Live) -> None:
+    def prompt(live: Live, role: str) -> str:
+        tokens = live.post("/tokenize", messages=[{"role": role, "content": "Be brief."}, *HELLO]).json()["tokens"]
+        return str(live.post("/detokenize", tokens=tokens).json()["prompt"])
+
+    assert prompt(sim, "developer") == prompt(sim, "system")
+    template = "{% for message in messages %}{{ 'D' if message.role == 'developer' else 'S' }}{% endfor %}"
+    with serving(simulated(tokenizer=tiny_tokenizer(template))) as live:
+        assert (prompt(live, "developer"), prompt(live, "system")) == ("DS", "SS")
 
 
 def test_a_wrong_model_is_not_found(sim: Live) -> None:

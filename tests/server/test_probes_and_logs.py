@@ -90,6 +90,13 @@ def test_preemptions_are_counted() -> None:
         assert samples(live)["vllm:num_preemptions_total"] > 0
 
 
+def test_load_balancers_may_ask_for_the_head_only() -> None:
+    with serving(simulated()) as live:
+        for path in ("/health", "/ready"):
+            response = httpx.head(live.url + path)
+            assert (response.status_code, response.content) == (200, b"")
+
+
 def test_health_notices_an_engine_that_is_stuck() -> None:
     engine, stuck = simulated(), threading.Event()
     execute = engine.core.executor.execute

@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from infra_lab.server import ServerConfig
 from tests.server.live import SENTENCE, WAIT_S, connect, read_all, request_of, serving, simulated, until, works
 
 LONG = {"prompt": "x", "max_tokens": 3000, "stream": True}
@@ -35,6 +36,25 @@ def test_a_body_that_trickles_gets_408() -> None:
         answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"body_timeout" in answer
+
+
+REFUSED_AT_ITS_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: other.example\r\nContent-Length: 3\r\n\r\n{"
+
+
+def test_a_body_that_trickles_after_its_answer() -> None:
+    """Who was refused at once, for a wrong key or host, could hold the connection for ever by sending the rest slowly."""
+    with serving(simulated(), body_timeout_s=0.3, allowed_hosts=("127.0.0.1",)) as live, closing(connect(live)) as slow:
+        slow.sendall(REFUSED_AT_ITS_HEAD)
+        assert read_all(slow).startswith(b"HTTP/1.1 403")
+
+
+def test_a_body_that_comes_after_its_answer_leaves_the_connection_good() -> None:
+    engine = simulated(step_s=0.01)
+    with serving(engine, body_timeout_s=0.3, allowed_hosts=("x",)) as live, closing(connect(live)) as late:
+        late.sendall(REFUSED_AT_ITS_HEAD)
+        assert late.recv(4096).startswith(b"HTTP/1.1 403")
+        late.sendall(b" }" + request_of("/v1/completions", {**LONG, "max_tokens": 60}, close=True))
+        assert read_all(late).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), "twice as long as a body may take"
 
 
 def test_a_slow_reader_is_cut_off_and_slows_nobody() -> None:
@@ -73,6 +93,12 @@ def test_heartbeats_while_a_request_waits() -> None:
         assert body.index(": ping") < body.index("data:")
         text = "".join(json.loads(line[6:])["choices"][0]["text"] for line in body.split("\n") if line[:7] == "data: {")
         assert text == SENTENCE[:3]
+
+
+def test_a_heartbeat_comes_before_a_client_gives_up() -> None:
+    """Clients that are left as they are wait five seconds for a byte; a stream that waited its turn for ten lost them."""
+    with httpx.Client() as client:
+        assert ServerConfig().heartbeat_s < (client.timeout.read or 0.0)
 
 
 def test_time_limits_end_a_request_wherever_it_is() -> None:

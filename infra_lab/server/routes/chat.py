@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
@@ -13,11 +13,11 @@ from infra_lab.grammar import Grammar
 from infra_lab.sampling_params import MAX_LOGPROBS
 from infra_lab.server.api_error import invalid
 from infra_lab.server.chat_format import ChatFormat
-from infra_lab.server.context import context_of
+from infra_lab.server.context import Context, context_of
 from infra_lab.server.prepare import check_model, make_job, off_loop
 from infra_lab.server.response_format import grammar_of_call
 from infra_lab.server.runtime import Runtime
-from infra_lab.server.sampling_fields import MAX_INT32, GenerationFields
+from infra_lab.server.sampling_fields import FIRST_ERROR, MAX_INT32, GenerationFields
 from infra_lab.server.sse import stream
 from infra_lab.server.tool_calls import OPEN
 
@@ -25,12 +25,12 @@ from infra_lab.server.tool_calls import OPEN
 class ChatRequest(GenerationFields):
     """The body of a chat request."""
 
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[dict[str, Any]], FIRST_ERROR]
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_INT32)
     """OpenAI's newer name for max_tokens; it wins."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], FIRST_ERROR] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -39,7 +39,7 @@ class ChatRequest(GenerationFields):
     @property
     def is_forced_call(self) -> bool:
         """Whether the answer must be a tool call."""
-        return bool(self.tools) and self.tool_choice not in (None, "auto", "none")
+        return self.tool_choice not in (None, "auto", "none")
 
     def grammar(self) -> Grammar | None:
         """What the output must look like; None: anything."""
@@ -69,6 +69,7 @@ def routes(runtime: Runtime) -> APIRouter:
         context.is_stream = bool(fields.stream)
         prompt = await prompt_of(
             runtime,
+            context,
             fields.messages,
             add_generation_prompt=fields.add_generation_prompt is not False,
             tools=tools,
@@ -99,6 +100,7 @@ def routes(runtime: Runtime) -> APIRouter:
 
 async def prompt_of(
     runtime: Runtime,
+    context: Context,
     messages: Sequence[dict[str, Any]],
     *,
     add_generation_prompt: bool = True,
@@ -110,12 +112,11 @@ async def prompt_of(
 
     Raises ApiError for messages that the template refuses.
     """
-    tokenizer = runtime.served.tokenizer
-    parsed = [_with_parsed_arguments(message) for message in messages]
+    tokenizer, knows_developers = runtime.served.tokenizer, runtime.served.template_names("developer")
 
     def render() -> list[int]:
         text = tokenizer.apply_chat_template(
-            parsed,
+            [_for_template(message, knows_developers) for message in messages],
             add_generation_prompt=add_generation_prompt,
             tools=tools,
             template_kwargs=template_kwargs,
@@ -123,12 +124,14 @@ async def prompt_of(
         return tokenizer.encode(text + opening, add_special_tokens=False)  # the template has written them
 
     try:
-        return await off_loop(render, sum(len(str(message.get("content"))) for message in messages))
+        return await off_loop(render, context)
     except InvalidRequestError as error:
         raise invalid(str(error), "messages") from error
 
 
 def _tools(fields: ChatRequest, runtime: Runtime) -> list[dict[str, Any]] | None:
+    if fields.is_forced_call and not fields.tools:
+        raise invalid("tool_choice asks for a call, and there are no tools; give tools, or leave it out", "tool_choice")
     if not fields.tools or fields.tool_choice == "none":
         return None
     if not runtime.served.takes_tools:
@@ -167,8 +170,12 @@ def _top_logprobs(fields: ChatRequest) -> int | None:
     return None
 
 
-def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's API carries a call's arguments as a string of JSON; templates expect the object."""
+def _for_template(message: dict[str, Any], knows_developers: bool) -> dict[str, Any]:
+    """A message as templates expect it: a call's arguments are an object, not a string of JSON, and OpenAI's newer name
+    for the system's role is the old one, unless the template has it. Some templates drop a role that they do not know.
+    """
+    if message.get("role") == "developer" and not knows_developers:
+        message = {**message, "role": "system"}
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
         return message

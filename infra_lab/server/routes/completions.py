@@ -1,7 +1,7 @@
 """`/v1/completions`."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
@@ -10,21 +10,22 @@ from starlette.responses import JSONResponse
 from infra_lab.sampling_params import MAX_LOGPROBS
 from infra_lab.server.api_error import invalid
 from infra_lab.server.completion_format import CompletionFormat
-from infra_lab.server.context import context_of
+from infra_lab.server.context import Context, context_of
 from infra_lab.server.prepare import check_model, make_job, off_loop
 from infra_lab.server.runtime import Runtime
-from infra_lab.server.sampling_fields import GenerationFields
+from infra_lab.server.sampling_fields import FIRST_ERROR, GenerationFields
 from infra_lab.server.sse import stream
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this API."""
 Prompt = str | list[int]
+TokenIds = Annotated[list[int], FIRST_ERROR]
 
 
 class CompletionRequest(GenerationFields):
     """The body of a completion request."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Annotated[list[str], FIRST_ERROR] | TokenIds | Annotated[list[TokenIds], FIRST_ERROR]
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -51,7 +52,8 @@ def routes(runtime: Runtime) -> APIRouter:
         context = context_of(request.scope)
         context.is_stream = bool(fields.stream)
         prompts = fields.prompts()
-        token_ids = await encode_all(prompts, runtime, add_special_tokens=fields.add_special_tokens is not False)
+        special = fields.add_special_tokens is not False
+        token_ids = await encode_all(prompts, runtime, context, add_special_tokens=special)
         if runtime.config.log_prompts:
             context.prompt = "\n".join(_as_text(prompt, runtime) for prompt in prompts)
         job = make_job(
@@ -80,23 +82,24 @@ def routes(runtime: Runtime) -> APIRouter:
     return router
 
 
-async def encode_all(prompts: Sequence[Prompt], runtime: Runtime, *, add_special_tokens: bool) -> list[list[int]]:
+async def encode_all(
+    prompts: Sequence[Prompt], runtime: Runtime, context: Context, *, add_special_tokens: bool
+) -> list[list[int]]:
     """Tokenize the prompts that are texts.
 
-    Raises InvalidRequestError for a text that is not Unicode, and for a token id outside the vocabulary.
+    Raises ApiError for more prompts than there can ever be room for, InvalidRequestError for a text that is not Unicode,
+    and for a token id outside the vocabulary.
     """
-    encode = runtime.served.tokenizer.encode
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            runtime.served.engine.core.check_prompt(prompt)
+    runtime.admission.check(len(prompts))
+    tokenizer, check_ids = runtime.served.tokenizer, runtime.served.engine.core.check_prompt
 
-    def work() -> list[list[int]]:
-        return [
-            encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
-            for prompt in prompts
-        ]
+    def encoded(prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        check_ids(prompt)
+        return prompt
 
-    return await off_loop(work, sum(len(prompt) for prompt in prompts))
+    return await off_loop(lambda: [encoded(prompt) for prompt in prompts], context)
 
 
 def _as_text(prompt: Prompt, runtime: Runtime) -> str:

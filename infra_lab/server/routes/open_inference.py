@@ -109,7 +109,7 @@ def routes(runtime: Runtime) -> APIRouter:
 
     async def start(request: Request, fields: CompletionRequest, prompts: Sequence[str]) -> Generation:
         context = context_of(request.scope)
-        token_ids = await encode_all(prompts, runtime, add_special_tokens=True)
+        token_ids = await encode_all(prompts, runtime, context, add_special_tokens=True)
         if runtime.config.log_prompts:
             context.prompt = "\n".join(prompts)
         job = make_job(fields, token_ids, runtime, param=INPUT, default_max_tokens=DEFAULT_MAX_TOKENS, logprobs=None)

@@ -21,11 +21,13 @@ def routes(runtime: Runtime) -> APIRouter:
     """Return the routes."""
     router = APIRouter(tags=["probes"])
 
+    @router.head("/health", include_in_schema=False, response_model=None)
     @router.get("/health", response_model=None)
     async def health() -> Response:
         """200 while the engine moves; 503 if it has work and does not. A server that drains is healthy."""
         return engine_answer(runtime)
 
+    @router.head("/ready", include_in_schema=False, response_model=None)
     @router.get("/ready", response_model=None)
     async def ready() -> Response:
         """200 while requests are accepted; 503 while the server drains or its engine is stalled."""

@@ -1,13 +1,15 @@
 """`/tokenize` and `/detokenize`, as vLLM has them."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
+from infra_lab.server.context import context_of
 from infra_lab.server.prepare import check_model, off_loop
 from infra_lab.server.routes.chat import prompt_of
 from infra_lab.server.runtime import Runtime
+from infra_lab.server.sampling_fields import FIRST_ERROR
 
 
 class TokenizeRequest(BaseModel):
@@ -15,7 +17,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Annotated[list[dict[str, Any]], FIRST_ERROR] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     return_token_strs: bool = False
@@ -31,7 +33,7 @@ class DetokenizeRequest(BaseModel):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[int] = Field(max_length=1_000_000)
+    tokens: list[int] = Field(max_length=1_000_000, fail_fast=True)
 
 
 def routes(runtime: Runtime) -> APIRouter:
@@ -40,18 +42,20 @@ def routes(runtime: Runtime) -> APIRouter:
     tokenizer = runtime.served.tokenizer
 
     @router.post("/tokenize")
-    async def tokenize(fields: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(request: Request, fields: TokenizeRequest) -> dict[str, Any]:
         """Return the token ids of a text or a chat."""
         check_model(fields.model, runtime)
-        prompt = fields.prompt
+        context, text = context_of(request.scope), fields.prompt or ""
         if fields.messages is not None:
-            tokens = await prompt_of(runtime, fields.messages, add_generation_prompt=fields.add_generation_prompt)
+            chat = fields.messages
+            tokens = await prompt_of(runtime, context, chat, add_generation_prompt=fields.add_generation_prompt)
         else:
-            text = prompt or ""
             tokens = await off_loop(
-                lambda: tokenizer.encode(text, add_special_tokens=fields.add_special_tokens), len(text)
+                lambda: tokenizer.encode(text, add_special_tokens=fields.add_special_tokens), context
             )
-        strings = [tokenizer.token_text(token) for token in tokens] if fields.return_token_strs else None
+        strings = None
+        if fields.return_token_strs:
+            strings = await off_loop(lambda: [tokenizer.token_text(token) for token in tokens], context)
         return {
             "count": len(tokens),
             "max_model_len": runtime.served.max_model_len,
@@ -60,10 +64,14 @@ def routes(runtime: Runtime) -> APIRouter:
         }
 
     @router.post("/detokenize")
-    async def detokenize(fields: DetokenizeRequest) -> dict[str, Any]:
+    async def detokenize(request: Request, fields: DetokenizeRequest) -> dict[str, Any]:
         """Return the text of token ids."""
         check_model(fields.model, runtime)
-        return {"prompt": tokenizer.decode(_in_vocabulary(fields.tokens), skip_special_tokens=False)}
+
+        def decode() -> str:
+            return tokenizer.decode(_in_vocabulary(fields.tokens), skip_special_tokens=False)
+
+        return {"prompt": await off_loop(decode, context_of(request.scope))}
 
     return router
 
