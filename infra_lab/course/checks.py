@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from infra_lab.course.check_report import check_bundle
 from infra_lab.course.compare import first_difference, first_far_value
-from infra_lab.course.output import BAD, GOOD, GRADE_MIME, MIXED, card, escape, show
+from infra_lab.course.output import show
 from infra_lab.course.progress import Progress
 from infra_lab.course.session import current_section
 from infra_lab.course.student_errors import describe_error, is_untouched_stub
@@ -105,7 +106,7 @@ class Check:
         self.ended_by = error
         self._untouched |= is_untouched_stub(error)
         self._remember()
-        show(self._bundle())
+        show(check_bundle(self))
         return error is None or not isinstance(error, KeyboardInterrupt)
 
     def _remember(self) -> None:
@@ -128,29 +129,6 @@ class Check:
             "parts": [asdict(part) for part in self.parts],
             "declared_parts": self.declared,
             "ended_by": describe_error(self.ended_by) if self.ended_by is not None else None,
-        }
-
-    def _bundle(self) -> dict[str, Any]:
-        complete = self.earned == self.points
-        title = f"{self.exercise}: {self.earned:.3g} of {self.points:g} points"
-        lines = [(part.passed, part.what, part.message) for part in self.parts]
-        if self.ended_by is not None:
-            lost = self.num_parts - len(self.parts)
-            lines.append(
-                (False, f"ended early, {lost} part{'s' * (lost != 1)} not reached", describe_error(self.ended_by))
-            )
-        plain = [title] + [f"  {'✓' if ok else '✗'} {what}{f': {said}' if said else ''}" for ok, what, said in lines]
-        rows = "".join(
-            f'<div style="color:{GOOD if ok else BAD}">{"✓" if ok else "✗"} {escape(what)}'
-            + (f'<div style="margin-left:1.4em;font-family:monospace">{escape(said)}</div>' if said else "")
-            + "</div>"
-            for ok, what, said in lines
-        )
-        accent = GOOD if complete else MIXED if self.earned else BAD
-        return {
-            "text/plain": "\n".join(plain),
-            "text/html": card(escape(title), rows, accent=accent),
-            GRADE_MIME: self.grade(),
         }
 
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from infra_lab.console import errors, readable_errors
 
 if TYPE_CHECKING:
-    from infra_lab.course.claims_report import ClaimState
     from infra_lab.course.grading import GradeRow, GradingLimits
 
 exercises_app = typer.Typer(no_args_is_help=True, help="Write the exercise notebooks from their solutions.")
@@ -95,10 +93,11 @@ def claims(
 ) -> None:
     """Show which claims of the chapter are settled, by the verdicts stored in the lessons."""
     from infra_lab.course.claims_report import claim_states, unlisted_verdicts
+    from infra_lab.course.tables import claims_table, section_table
 
     with readable_errors():
         states = claim_states(section)
-        Console().print(_claims_table(states) if section is None else _section_table(states))
+        Console().print(claims_table(states) if section is None else section_table(states))
         problems = [state.problem for state in states if state.problem]
         problems += unlisted_verdicts() if section is None else []
         for problem in problems:
@@ -124,15 +123,18 @@ def grade(
     the marks so far are in the CSV. The code runs with your rights: see infra_lab/course/grading.
     """
     from infra_lab.course.grading import GradingLimits
-    from infra_lab.course.grading.csv_table import write_csv
+    from infra_lab.course.grading.csv_table import refuse_unwritable, write_csv
     from infra_lab.course.grading.parameters import parse_parameters
+    from infra_lab.course.tables import marks_table
 
     with readable_errors():
+        if csv is not None:
+            refuse_unwritable(csv)
         limits = GradingLimits(timeout, total_timeout, memory)
         rows, complete = _grade(path, parse_parameters(parameters or ()), limits, jobs)
-        Console().print(_marks_table(rows))
         if csv is not None:
             write_csv(rows, csv)
+        Console().print(marks_table(rows))
         if not complete:
             raise typer.Exit(130)
         if any(row.status in ("unreadable", "failed") for row in rows):
@@ -168,43 +170,6 @@ def _grade(
                 raise
             return interrupt.args[0], False
     return rows, True
-
-
-def _marks_table(rows: "list[GradeRow]") -> Table:
-    table = Table()
-    for name in ("student", "section", "status"):
-        table.add_column(name)
-    for name in ("earned", "of", "%"):
-        table.add_column(name, justify="right")
-    table.add_column("message", overflow="fold")
-    for row in rows:
-        colour = {"ok": "green", "missing-cells-restored": "yellow", "errors": "yellow"}.get(row.status, "red")
-        marks = (f"{row.earned:g}", f"{row.points:g}", f"{row.percent:g}")
-        table.add_row(escape(row.student), row.section, f"[{colour}]{row.status}[/]", *marks, escape(row.message))
-    return table
-
-
-def _claims_table(states: "list[ClaimState]") -> Table:
-    table = Table()
-    table.add_column("section")
-    names = ("settled", "open", "missing", "differs")
-    for name in ("claims", *names):
-        table.add_column(name, justify="right")
-    for section in dict.fromkeys(state.claim.section for state in states):
-        own = [state.state for state in states if state.claim.section == section]
-        table.add_row(section, str(len(own)), *(str(own.count(name)) if name in own else "" for name in names))
-    counts = [sum(state.state == name for state in states) for name in names]
-    table.add_row("[bold]all[/]", *(f"[bold]{count}[/]" for count in (len(states), *counts)))
-    return table
-
-
-def _section_table(states: "list[ClaimState]") -> Table:
-    table = Table()
-    for name in ("claim", "what the chapter says", "verdict"):
-        table.add_column(name, overflow="fold")
-    for state in states:
-        table.add_row(state.claim.id, escape(state.claim.claim), state.verdict or state.state)
-    return table
 
 
 def _line(text: str) -> None:

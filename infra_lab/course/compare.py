@@ -69,11 +69,13 @@ def _differ(got: Any, expected: Any, place: str) -> str | None:
             (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
         )
         return f"{at}first different character at {index}: {_short(got[index:])}, expected {_short(expected[index:])}"
-    if type(expected) in (int, float, str, bool, bytes, type(None)) and type(got) not in (
-        int, float, str, bool, bytes, type(None),
-    ):  # fmt: skip
+    if _is_builtin(expected) and not _is_builtin(got):  # whose == might say anything
         return f"{at}{_short(got)} of type {type(got).__name__}, expected {_short(expected)}"
     return None if bool(got == expected) else f"{at}{_short(got)}, expected {_short(expected)}"
+
+
+def _is_builtin(value: object) -> bool:
+    return type(value).__module__ == "builtins"
 
 
 def _numbers(value: Any) -> tuple[npt.NDArray[Any], str | None]:

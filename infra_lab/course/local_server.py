@@ -38,6 +38,7 @@ class LocalServer:
         self._started = threading.Event()
         self._thread.start()
         if not self._started.wait(START_TIMEOUT_S) or not self._server.started:
+            self._server.should_exit = True  # should it come up yet, it ends, and frees the model
             raise ConfigError(
                 f"the server did not start within {START_TIMEOUT_S:g} s; restart the kernel and try again"
             )

@@ -9,6 +9,7 @@ A cell of an exercise says what it is in its metadata:
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,13 +19,24 @@ Notebook: TypeAlias = dict[str, Any]
 """An nbformat 4 notebook; nbformat's own node type is a dict."""
 Cell: TypeAlias = dict[str, Any]
 ROLES = ("setup", "answer", "check", "hint")
+MAX_NOTEBOOK_BYTES = 32 << 20
+_CELL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Read a notebook as version 4.5. Raises ConfigError for a file that is missing, empty, or not a notebook."""
+    """Read a notebook as version 4.5; halves of characters, which no file can hold, become question marks.
+
+    Raises ConfigError for a file that is missing, empty, larger than MAX_NOTEBOOK_BYTES, or not a notebook.
+    """
     import nbformat
 
+    if path.is_dir():
+        raise ConfigError(f"there is no notebook (*.ipynb) in {path}")
     try:
+        if (size := path.stat().st_size) > MAX_NOTEBOOK_BYTES:
+            raise ConfigError(
+                f"{path} has {size / 2**20:,.0f} MiB; expected under {MAX_NOTEBOOK_BYTES >> 20}: clear its outputs and save it"
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no notebook {path}") from None
@@ -41,7 +53,8 @@ def read_notebook(path: Path) -> Notebook:
     try:
         _name_cells(raw["cells"])
         raw["nbformat_minor"] = 5
-        notebook: Notebook = nbformat.reads(json.dumps(raw), as_version=4)
+        whole = json.dumps(raw, ensure_ascii=False).encode("utf-8", "replace").decode()
+        notebook: Notebook = nbformat.reads(whole, as_version=4)
         nbformat.validate(notebook)
     except Exception as error:  # noqa: BLE001 - nbformat's many ways to say that a notebook is malformed
         raise ConfigError(f"{path} is not a valid notebook: {str(error).splitlines()[0]}") from None
@@ -49,11 +62,11 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def _name_cells(cells: list[Cell]) -> None:
-    """Give cells without an id, or with one that is taken, an id that depends on their position only."""
+    """Give cells whose id is missing, malformed (some editors write others) or taken one that tells their position only."""
     seen: set[str] = set()
     for index, cell in enumerate(cells):
         name = cell.get("id")
-        if not isinstance(name, str) or not name or name in seen:
+        if not isinstance(name, str) or not _CELL_ID.fullmatch(name) or name in seen:
             cell["id"] = name = f"cell-{index}"
         seen.add(name)
 

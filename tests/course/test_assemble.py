@@ -79,9 +79,12 @@ def test_hints_are_not_run_and_tags_cannot_keep_a_cell_from_running() -> None:
     submitted = pristine()
     by_id(submitted, "hint-blocks").id = "copied"
     by_id(submitted, "answer-blocks").metadata["tags"] = ["skip-execution", "raises-exception"]
+    both = "\n" * 60 + 'def num_blocks(n):\n    return -(-n // 16)\nhint("blocks")'
+    submitted.cells.append(nbformat.v4.new_code_cell(both, id="both"))
     cells = {cell["id"]: cell for cell in assemble(submitted, pristine()).notebook["cells"]}
     assert cells["copied"]["source"] == cells["reveal-blocks"]["source"] == "# hints are not run in grading"
     assert cells["answer-blocks"]["metadata"]["tags"] == []
+    assert cells["both"]["source"] == both, "an answer that asks for a hint is still an answer"
 
 
 @settings(max_examples=60, deadline=None)

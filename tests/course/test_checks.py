@@ -45,6 +45,8 @@ def test_an_object_that_equals_everything_equals_no_number() -> None:
 
     assert "of type Anything, expected 2" in str(first_difference(Anything(), 2))
     assert "at [0]" in str(first_difference([Anything()], [2]))
+    for expected in ([1], (1, 2), {"a": 1}, {1}):
+        assert "of type Anything, expected" in str(first_difference(Anything(), expected))
 
 
 @pytest.mark.parametrize(

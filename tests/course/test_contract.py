@@ -139,6 +139,9 @@ BROKEN: dict[str, tuple[Change, set[tuple[str, int | None]]]] = {
     "a folder of this machine": (
         edit(lambda nb: output(nb, "problem", {"text/plain": f"{Path.home()}/x"})), {("machine-path", 3)},
     ),
+    "a folder of this machine, in Markdown": (
+        edit(lambda nb: output(nb, "problem", {"text/markdown": f"{Path.home()}/x"})), {("machine-path", 3)},
+    ),
     "too big": (edit(lambda nb: output(nb, "problem", {"image/png": "A" * 200_000})), {("size", None)}),
     "no picture of the panel": (
         edit(lambda nb: tagged(nb, "panel").outputs[0].data.pop("image/png")), {("panel-picture", 6)},

@@ -79,6 +79,7 @@ def test_grade(course: LessonFiles, tmp_path: Path) -> None:
     [
         (["grade", "nowhere"], "there is no nowhere; expected a notebook"),
         (["grade", ".", "-p", "x"], "expected name=value"),
+        (["grade", ".", "--csv", "."], "choose another CSV file"),
         (["claims", "9"], "no claims of section '9'"),
         (["lessons", "check", "nowhere"], "no lesson of the course at or below nowhere"),
         (["exercises", "build", "nowhere"], "no solutions/*.ipynb below nowhere"),

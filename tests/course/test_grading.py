@@ -52,6 +52,9 @@ def test_files_that_are_no_notebooks_get_a_row_and_the_others_their_marks(
         (tmp_path / student).mkdir()
         (tmp_path / student / NAME).write_bytes(content)
     (tmp_path / "stranger.ipynb").write_text(json.dumps(nbformat.v4.new_notebook()))
+    for left_out in ("carol", ".git", "__MACOSX"):
+        (tmp_path / left_out).mkdir()
+        (tmp_path / left_out / "answer.py").write_text("print(1)")
 
     def lose_metadata(notebook: nbformat.NotebookNode) -> None:
         notebook.metadata = {"infra_lab": ["damaged"], "kernelspec": {"name": "julia", "display_name": "Julia"}}
@@ -62,6 +65,10 @@ def test_files_that_are_no_notebooks_get_a_row_and_the_others_their_marks(
         row = rows[student]
         assert (row.status, row.section, row.points, row.earned) == ("unreadable", "4.2", 4.0, 0.0)
         assert NAME in row.message
+    assert set(rows) == {"empty", "text", "list", "binary", "stranger", "damaged", "carol"}
+    assert (rows["carol"].status, rows["carol"].message) == (
+        "unreadable", f"there is no notebook (*.ipynb) in {tmp_path / 'carol'}",
+    )  # fmt: skip
     assert rows["stranger"].status == "unreadable"
     assert "says no section" in rows["stranger"].message
     assert (rows["damaged"].status, rows["damaged"].earned) == ("ok", 4.0)
@@ -121,6 +128,12 @@ HARMFUL = {
     "memory bomb": ("def num_blocks(n):\n    return len(bytearray(3 << 30))", "memory", 1.0),
     "one print of a gigabyte": (f"print('x' * 10**9)\n{BLOCKS}", "output-flood", 4.0),
     "endless printing": ("while True: print('x' * 1000)", "output-flood", 1.0),
+    "endless grades": (
+        "from IPython.display import publish_display_data\n"
+        "while True: publish_display_data({'application/vnd.infra-lab.grade+json': {'parts': ['x' * 10_000]}})",
+        "output-flood",
+        1.0,
+    ),
     "endless display": (
         "from IPython.display import HTML, display\nwhile True: display(HTML('x' * 100_000))",
         "output-flood",
@@ -204,6 +217,18 @@ def test_a_formula_in_a_students_text_stays_text(tmp_path: Path, sample: LessonF
     write_csv(grade(tmp_path, labs=sample_labs), tmp_path / "marks.csv")
     with (tmp_path / "marks.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["student"] == "'=cmd()"
+
+
+def test_a_name_in_another_encoding_costs_nobody_the_table(
+    tmp_path: Path, sample: LessonFiles, sample_labs: Path
+) -> None:
+    for student in ("张三".encode("gbk"), b"bob"):
+        folder = os.fsencode(tmp_path / "in") + b"/" + student
+        os.makedirs(folder)
+        Path(os.fsdecode(folder), NAME).write_text("")
+    write_csv(grade(tmp_path / "in", labs=sample_labs), tmp_path / "marks.csv")
+    with (tmp_path / "marks.csv").open(encoding="utf-8", newline="") as file:
+        assert [line["student"] for line in csv.DictReader(file)] == ["bob", r"\udcd5\udcc5\udcc8\udcfd"]
 
 
 def test_an_interrupt_keeps_what_was_graded(sample: LessonFiles, sample_labs: Path, tmp_path: Path) -> None:

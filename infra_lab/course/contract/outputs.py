@@ -66,6 +66,9 @@ def _live_problems(lesson: Lesson) -> Iterator[Problem]:
         outputs = cell.get("outputs", [])
         if any(WIDGET_MIME in output.get("data", {}) for output in outputs):
             yield Problem("widget-view", "an output is a live widget that no reader of the file can see", number)
-        texts = [str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", "")) for output in outputs]
+        texts = [str(output.get("text", "")) for output in outputs]
+        texts += [
+            str(data) for o in outputs for mime, data in o.get("data", {}).items() if not mime.startswith("image/")
+        ]
         if any(f"{place}/" in text for text in texts for place in (home, clone) if len(place) > 1):
             yield Problem("machine-path", "an output names a folder of this machine; print a relative path", number)

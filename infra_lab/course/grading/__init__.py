@@ -8,7 +8,9 @@
     run.py           all of it, several at a time
 
 It keeps honest mistakes (endless loops, floods of output, lost cells, edited checks) from harming the grading. It is no
-sandbox: the code runs with your rights, so grade code of people you do not trust inside a container.
+sandbox: the code runs with your rights, so grade code of people you do not trust inside a container. And it is no proof
+of honesty: checks and answers share a kernel, so an answer can rewrite the package in memory, or read the solution. That
+shows in its source, and in nothing else.
 """
 
 from infra_lab.course.grading.run import GradingLimits, grade

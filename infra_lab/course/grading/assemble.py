@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from infra_lab.course.notebooks import Cell, Notebook, course_metadata, exercise_name, role, tags
 
-_HELP = re.compile(r"^\s*(hint|reveal)\(", re.MULTILINE)
+_ONLY_HELP = re.compile(r"([ \t]*((hint|reveal)\([^()\n]*\)[ \t]*)?(#.*)?\n)+")
+"""Lines that ask for a hint, comments and empty lines; no two ways to match one, or empty lines would take for ever."""
 _FRESH_CHECK = "from infra_lab.course import check  # whatever that name means by now\n"
 
 
@@ -69,9 +70,8 @@ def assemble(submitted: Notebook, pristine: Notebook) -> Assembled:
         else:
             cells[at] = own
             setup_end = at + 1
-    helpers = {cell["id"] for cell in pristine["cells"] if role(cell) == "hint"}
     for cell in cells:
-        _prepare(cell, helpers)
+        _prepare(cell)
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": copy.deepcopy(pristine["metadata"]), "cells": cells}
     return Assembled(notebook, check_cells(pristine), tuple(restored))
 
@@ -107,11 +107,14 @@ def _last_answer(cells: list[Cell], check: Cell, pristine: Notebook) -> int:
     )
 
 
-def _prepare(cell: Cell, helpers: set[str]) -> None:
-    """Clear what a run would leave, silence hints, and drop tags that would keep a cell from running."""
+def _prepare(cell: Cell) -> None:
+    """Clear what a run would leave, silence hints, and drop tags that would keep a cell from running.
+
+    A cell that asks for a hint and does something else too is run: the rest may be part of an answer.
+    """
     if cell["cell_type"] != "code":
         return
     cell["outputs"], cell["execution_count"] = [], None
-    if cell["id"] in helpers or role(cell) == "hint" or (not role(cell) and _HELP.search(cell["source"])):
+    if cell["source"].strip() and _ONLY_HELP.fullmatch(cell["source"] + "\n"):
         cell["source"] = "# hints are not run in grading"
     cell["metadata"] = {"tags": [tag for tag in tags(cell) if tag == "parameters"]}

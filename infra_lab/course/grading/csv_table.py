@@ -2,13 +2,25 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from infra_lab.course.grading.score import GradeRow
 from infra_lab.course.notebooks import write_text
+from infra_lab.errors import ConfigError
 
 _BEFORE = ("student", "notebook", "section", "status", "earned", "points", "percent")
 _AFTER = ("seconds", "message")
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise ConfigError if the table could not be written: better before the grading than after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"no folder {path.parent} can be made ({error.strerror}); choose another CSV file") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path} is a folder, or lies in one that you cannot write in; choose another CSV file")
 
 
 def write_csv(rows: list[GradeRow], path: Path) -> None:

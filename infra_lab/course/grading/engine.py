@@ -71,13 +71,13 @@ class GradingClient(PapermillNotebookClient):  # type: ignore[misc]  # papermill
                 self._grades.append(grade)
             elif msg["msg_type"] == "error":
                 self._error = f"{content.get('ename', '')}: {str(content.get('evalue', ''))[:300]}"
-            else:
-                said = len(content.get("text", "")) + sum(len(str(value)) for value in data.values())
-                self._output_left -= said
-                if self._output_left < 0:
-                    self._flooded = True
-                    self._interrupt()
+            self._output_left -= len(content.get("text", "")) + sum(len(str(value)) for value in data.values())
+            if self._output_left < 0:
+                self._flooded = True
+                self._interrupt()
             return None  # nothing is stored: the transcript has all that counts
+        if msg["msg_type"].startswith("comm_"):
+            return None  # of widgets that nobody sees; nbclient would keep the state of each
         return super().process_message(msg, cell, cell_index)
 
     async def _async_handle_timeout(self, timeout: int, cell: Any = None) -> None:

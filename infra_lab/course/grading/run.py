@@ -60,16 +60,16 @@ def grade(
     except KeyboardInterrupt:
         grader.stop.set()
         pool.shutdown(cancel_futures=True)
-        left = GradeRow("", "", "", "not-graded", message="the grading was interrupted")
-        raise KeyboardInterrupt([rows.get(one) or _for(one, left) for one in submissions]) from None
+        rows |= {one: future.result() for future, one in futures.items() if future.done() and not future.cancelled()}
+        raise KeyboardInterrupt([rows.get(one) or _interrupted(one) for one in submissions]) from None
     finally:
         grader.stop.set()
         pool.shutdown(cancel_futures=True)
     return [rows[one] for one in submissions]
 
 
-def _for(one: Submission, row: GradeRow) -> GradeRow:
-    return GradeRow(one.student, str(one.path), row.section, row.status, message=row.message)
+def _interrupted(one: Submission) -> GradeRow:
+    return GradeRow(one.student, str(one.path), "", "not-graded", message="the grading was interrupted")
 
 
 class _Grader:
@@ -85,7 +85,7 @@ class _Grader:
         try:
             return self._grade(one)
         except GradingStoppedError:
-            return GradeRow(one.student, str(one.path), "", "not-graded", message="the grading was interrupted")
+            return _interrupted(one)
         except Exception as error:  # noqa: BLE001 - the other submissions must not wait for this one
             return GradeRow(one.student, str(one.path), "", "failed", message=f"{type(error).__name__}: {error}")
 

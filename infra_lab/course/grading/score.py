@@ -30,6 +30,10 @@ class GradeRow:
     seconds: float = 0.0
     message: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("student", "notebook", "message"):
+            object.__setattr__(self, name, _printable(getattr(self, name)))
+
     @property
     def earned(self) -> float:
         """Points earned in all."""
@@ -41,9 +45,13 @@ class GradeRow:
         return round(100 * self.earned / self.points, 1) if self.points else 0.0
 
 
+def _printable(text: str) -> str:
+    """Escape what UTF-8 has no bytes for: a file named in another encoding must not cost everybody the table."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def score(student: str, notebook: str, section: str, assembled: Assembled, outcome: Outcome) -> GradeRow:
     """Add up what the check cells gave; a check that did not run gives 0."""
-    runs = {run.cell_id: run for run in outcome.cells}
     status, message = _status(assembled, outcome)
     return GradeRow(
         student,
@@ -51,15 +59,21 @@ def score(student: str, notebook: str, section: str, assembled: Assembled, outco
         section,
         status,
         points=sum(check.points for check in assembled.checks),
-        scores={check.exercise: _earned(check, runs.get(check.cell_id)) for check in assembled.checks},
+        scores={check.exercise: _earned(check, outcome.cells) for check in assembled.checks},
         seconds=round(outcome.seconds, 1),
         message=message,
     )
 
 
-def _earned(check: CheckCell, run: CellRun | None) -> float:
-    """Return a check's points; of several records (only the check itself should write one) the lowest counts."""
-    records = run.grades if run is not None else []
+def _earned(check: CheckCell, cells: list[CellRun]) -> float:
+    """Return a check's points. It runs once and writes one record, at its end: of several, the lowest counts."""
+    runs = [run for run in cells if run.cell_id == check.cell_id]
+    return min((_points_of(run, check) for run in runs), default=0.0)
+
+
+def _points_of(run: CellRun, check: CheckCell) -> float:
+    """A check whose kernel died has not come to its end: a record in it is somebody else's."""
+    records = run.grades if not run.dead else []
     return min((_points_in(record, check) for record in records), default=0.0)
 
 

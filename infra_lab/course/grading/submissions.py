@@ -32,7 +32,8 @@ class NamedSection(NamedTuple):
 def find_submissions(path: Path) -> list[Submission]:
     """List the notebooks at or below a path: `alice/NAME.ipynb`, `alice_NAME.ipynb` or one file.
 
-    Raises ConfigError if there is none.
+    A student's folder without a notebook is listed itself, so that nobody is passed over in silence. Raises ConfigError
+    if there is no notebook at all.
     """
     if path.is_file():
         return [Submission(path, _student(path, path.parent))]
@@ -41,7 +42,10 @@ def find_submissions(path: Path) -> list[Submission]:
     found = sorted(p for p in path.rglob("*.ipynb") if p.is_file() and not _LEFT_OUT & set(p.parts))
     if not found:
         raise ConfigError(f"there is no notebook (*.ipynb) below {path}")
-    return [Submission(p, _student(p, path)) for p in found]
+    with_notebook = {p.relative_to(path).parts[0] for p in found}
+    others = [p for p in path.iterdir() if p.is_dir() and p.name not in with_notebook | _LEFT_OUT]
+    found += [p for p in others if not p.name.startswith(".")]
+    return [Submission(p, p.name if p in others else _student(p, path)) for p in sorted(found)]
 
 
 def _student(path: Path, root: Path) -> str:

@@ -106,7 +106,7 @@ def _wait(worker: "subprocess.Popen[bytes]", deadline: float, stop: Event) -> bo
 
 
 def _end_everything(mark: str) -> None:
-    """Kill the processes of one run, and those that they left behind: all that carry its mark."""
+    """Kill the processes of one run, and those that they left behind: all that carry its mark in their environment."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(_MARK) == mark:
