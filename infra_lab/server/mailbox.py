@@ -37,6 +37,8 @@ class Piece:
     stop_reason: str | int | None = None
     since_s: float = 0.0
     """When the oldest token in it came."""
+    is_full: bool = False
+    """Whether it goes out whatever its age."""
 
     @property
     def text(self) -> str:
@@ -64,27 +66,32 @@ class Mailbox:
 
     def put(self, index: int, delta: OutputDelta, now_s: float) -> bool:
         """Merge what a step added to a choice; return whether who waits should look: a piece is ready, or has a due time."""
-        piece = self._pieces.get(index)
+        piece, chunking = self._pieces.get(index), self._chunking
         is_new = piece is None
         if piece is None:
-            piece = self._pieces[index] = Piece(index, since_s=now_s)
+            piece = self._pieces[index] = Piece(index, [], [], [], since_s=now_s)
         self.num_bytes += piece.add(delta)
-        return (is_new and self._chunking.max_age_s is not None) or self._is_ready(piece, now_s)
+        enough = chunking.tokens is not None and len(piece.token_ids) >= chunking.tokens
+        piece.is_full = enough or delta.finish_reason is not None
+        return piece.is_full or (is_new and chunking.max_age_s is not None)
 
     def has_ready(self, now_s: float) -> bool:
         """Whether `take` would return anything."""
         for piece in self._pieces.values():  # noqa: SIM110 - a generator costs as much as all the rest
-            if self._is_ready(piece, now_s):
+            if piece.is_full or self._is_old(piece, now_s):
                 return True
         return False
 
     def take(self, now_s: float, *, everything: bool = False) -> list[Piece]:
         """Take out the pieces that are ready, or all of them."""
-        ready = [piece for piece in self._pieces.values() if everything or self._is_ready(piece, now_s)]
-        for piece in ready:
-            del self._pieces[piece.index]
-        if not self._pieces:
+        pieces = self._pieces
+        ready = [piece for piece in pieces.values() if everything or piece.is_full or self._is_old(piece, now_s)]
+        if len(ready) == len(pieces):
+            pieces.clear()
             self.num_bytes = 0
+        else:
+            for piece in ready:
+                del pieces[piece.index]
         return ready
 
     def due_s(self) -> float | None:
@@ -93,10 +100,6 @@ class Mailbox:
             return None
         return min(piece.since_s for piece in self._pieces.values()) + self._chunking.max_age_s
 
-    def _is_ready(self, piece: Piece, now_s: float) -> bool:
-        chunking = self._chunking
-        return (
-            piece.finish_reason is not None
-            or (chunking.tokens is not None and len(piece.token_ids) >= chunking.tokens)
-            or (chunking.max_age_s is not None and now_s >= piece.since_s + chunking.max_age_s)
-        )
+    def _is_old(self, piece: Piece, now_s: float) -> bool:
+        max_age_s = self._chunking.max_age_s
+        return max_age_s is not None and now_s >= piece.since_s + max_age_s

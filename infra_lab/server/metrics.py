@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from infra_lab.engine.outputs import OutputDelta
-from infra_lab.server.histogram import LoopHistogram
+from infra_lab.server.loop_metrics import LoopCounter, LoopHistogram
 from infra_lab.server.served import ServedEngine
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ class ServerMetrics:
             self.registry.register(made)
             return made
 
-        def counter(name: str, help_text: str) -> Counter:
-            return Counter(name, help_text, ["model_name"], registry=self.registry).labels(model)
+        def counter(name: str, help_text: str) -> LoopCounter:
+            made = LoopCounter(name, help_text, {"model_name": model})
+            self.registry.register(made)
+            return made
 
         self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of requests that got their first token.")
         self._output_tokens = counter("vllm:generation_tokens", "Tokens generated.")
