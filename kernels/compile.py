@@ -180,7 +180,7 @@ def _run(*command: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Compile kernels for all targets that can have them, and print a line of JSON for each: the compile-only tests call this."""
+    """Compile kernels for all targets that can have them, and print a line of JSON for each, as the tests read it."""
     from kernels.registry import all_specs
 
     specs = all_specs()

@@ -32,7 +32,7 @@ class KernelSpec:
     configs: tuple[KernelConfig, ...]
     """The search space of the tuner; the first is what runs untuned."""
     aligned: tuple[str, ...] = field(default=())
-    """Arguments that are multiples of 16 (pointers, and strides of rows): without knowing it, Triton loads element by element."""
+    """Arguments that are multiples of 16 (pointers, strides of rows): not knowing it, Triton would load element by element."""
     uses_tensor_cores: bool = False
     """Whether it lives on matrix products: then its code must have matrix instructions."""
     min_capability: int = 80

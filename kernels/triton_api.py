@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 
+__all__ = ["HAS_TRITON", "KernelUnavailableError", "is_interpreting", "jit", "tl", "triton"]
+
+
 class KernelUnavailableError(RuntimeError):
     """A Triton kernel was asked for that cannot run here."""
 
