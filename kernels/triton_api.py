@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-
 __all__ = ["HAS_TRITON", "KernelUnavailableError", "is_interpreting", "jit", "tl", "triton"]
 
 
