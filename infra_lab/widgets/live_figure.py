@@ -1,10 +1,11 @@
 """A FigureWidget that is built once and then changed in place, one message to the browser a change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import traitlets
 
 from infra_lab.widgets.plotly_loader import FIGURE_ESM, share_bundle
 from infra_lab.widgets.theme import TEMPLATE
@@ -20,6 +21,7 @@ class _PanelFigure(go.FigureWidget):  # type: ignore[misc]
     """
 
     _esm = FIGURE_ESM
+    _cursor = traitlets.Float(None, allow_none=True).tag(sync=True)
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
         """Return the widget's state; with the traces and the layout of now when all of it is asked for."""
@@ -43,6 +45,7 @@ class LiveFigure:
         self.widget = _PanelFigure(layout={"template": TEMPLATE, "autosize": True, "height": _DEFAULT_HEIGHT})
         self.widget._config = {"displayModeBar": False, "responsive": True}
         self._traces: list[dict[str, Any]] = []
+        self._shapes: tuple[dict[str, Any], ...] = ()
         self._layout: dict[str, Any] = {"autosize": True, "height": _DEFAULT_HEIGHT}
 
     def show(self, figure: Any, *, beneath: tuple[dict[str, Any], ...] = ()) -> None:
@@ -63,16 +66,18 @@ class LiveFigure:
                 live.layout[path] = value
         self._traces, self._layout = traces, layout
 
-    def change_layout(self, **properties: Any) -> None:
-        """Set some of the layout and leave the traces alone."""
-        with self.widget.batch_update():
-            for path, value in properties.items():
-                self.widget.layout[path] = value
-        self._layout = {**self._layout, **properties}
+    def point_at(self, x: float | None, shapes: Sequence[dict[str, Any]] = ()) -> None:
+        """Draw a line at x and a veil over what comes after it, or take them away; plotly draws nothing anew.
+
+        shapes: the same for the static picture, as plotly's layout has them.
+        """
+        self.widget._cursor = x
+        self._shapes = tuple(shapes)
 
     def static(self) -> Any:
         """Return a plain `go.Figure` of what is shown."""
-        return go.Figure(data=self._traces, layout={**self._layout, "template": TEMPLATE})
+        shapes = [*self._layout.get("shapes", ()), *self._shapes]
+        return go.Figure(data=self._traces, layout={**self._layout, "shapes": shapes, "template": TEMPLATE})
 
     def refresh(self) -> None:
         """Bring the state that a new view starts from up to date; call it before the widget is displayed."""

@@ -58,6 +58,36 @@ const quiet = (model) => {{
   }};
 }};
 
+// A line at `_cursor` and a veil over what comes after it. plotly's own shapes would draw the whole figure anew at every step.
+const svg = (name, style) => {{
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(style)) node.style.setProperty(key, value);
+  return node;
+}};
+const drawCursor = (model, plot) => {{
+  plot.querySelector(".infra-lab-cursor")?.remove();
+  const at = model.get("_cursor");
+  if (at === null) return;
+  const {{ _size: {{ l, t, w, h }}, xaxis }} = plot._fullLayout;
+  const x = Math.min(Math.max(xaxis.d2p(at), 0), w);
+  const veil = svg("rect", {{ fill: "var(--jp-layout-color1)", opacity: 0.72 }});
+  const line = svg("path", {{ stroke: "var(--jp-ui-font-color1)", "stroke-width": 1.5 }});
+  for (const [key, value] of Object.entries({{ x: l + x, y: t, width: w - x, height: h }})) veil.setAttribute(key, value);
+  line.setAttribute("d", `M${{l + x}},${{t}}v${{h}}`);
+  const group = svg("g", {{ "pointer-events": "none" }});
+  group.setAttribute("class", "infra-lab-cursor");
+  group.append(veil, line);
+  plot.querySelector(".main-svg").append(group);
+}};
+const followCursor = async (model, el) => {{
+  const plot = () => (el._fullLayout ? el : el.querySelector(".js-plotly-plot"));
+  while (!plot()?._fullLayout?._size || !plot().on) await new Promise((resolve) => setTimeout(resolve, 20));
+  const draw = () => drawCursor(model, plot());
+  plot().on("plotly_afterplot", draw);
+  model.on("change:_cursor", draw);
+  draw();
+}};
+
 export default () => {{
   let ready;
   return {{
@@ -82,7 +112,9 @@ export default () => {{
       }});
     }},
     async render(context) {{
-      return (await ready).render({{ ...context, model: quiet(context.model) }});
+      const remove = (await ready).render({{ ...context, model: quiet(context.model) }});
+      followCursor(context.model, context.el);
+      return remove;
     }},
   }};
 }};

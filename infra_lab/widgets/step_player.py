@@ -93,12 +93,11 @@ class StepPlayer:
             self.block.max = len(kv_map.blocks) - 1 if kv_map is not None else 0
         finally:
             self._is_loading = False
-        self._timeline.show(step_timeline(self._steps, upto=self.slider.value))
+        self._timeline.show(step_timeline(self._steps))
         self._show_step()
 
     def _on_step(self, _: Any) -> None:
         if not self._is_loading and self._steps:
-            self._timeline.change_layout(shapes=cursor(self.slider.value, self._numbers[-1]))
             self._show_step()
 
     def _on_block(self, _: Any) -> None:
@@ -116,6 +115,10 @@ class StepPlayer:
     def _show_step(self) -> None:
         record = self.record
         self._text.text = describe_step(record) if record is not None else "No steps recorded."
+        if record is None:
+            self._timeline.point_at(None)
+        else:
+            self._timeline.point_at(record.step + 0.5, cursor(record.step, self._numbers[-1]))
         self._show_pool()
 
     def _show_pool(self) -> None:

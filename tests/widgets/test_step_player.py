@@ -38,7 +38,8 @@ def test_the_slider_moves_the_cursor_the_map_and_the_words(
     assert record.kv_map is not None
     player.slider.value = record.step
     assert player.record is record
-    assert player.timeline.layout.shapes[1].x0 == record.step + 0.5
+    assert player.timeline._cursor == record.step + 0.5
+    assert player._timeline.static().layout.shapes[1].x0 == record.step + 0.5
     assert f"block {record.copies[0].source} to {record.copies[0].destination}" in player._text.text
     assert len(player.map.data[4].x) == 6 * len(record.copies), "copied blocks are outlined"
     used = record.kv_map.count(BlockState.USED)
