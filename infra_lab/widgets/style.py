@@ -72,6 +72,16 @@ CSS = (
   align-items: start; }
 @container (min-width: 1150px) { .ROOT .infra-lab-pool { grid-template-columns: minmax(0, 5fr) minmax(300px, 2fr); } }
 .ROOT .infra-lab-pool > * { min-width: 0; margin: 0; overflow: visible; }
+.ROOT .infra-lab-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 12px;
+  margin: 6px 0; overflow: visible; }
+.ROOT .infra-lab-columns > * { min-width: 0; margin: 0; height: auto; }
+.ROOT .infra-lab-columns .widget-html-content { overflow: hidden; }
+.ROOT .infra-lab-code { max-height: 420px; overflow: auto; margin: 0; padding: 8px 10px; font-size: 11px; line-height: 1.45;
+  font-family: var(--jp-code-font-family); background: var(--jp-layout-color2); color: var(--jp-ui-font-color1);
+  border-radius: 6px; white-space: pre; }
+.ROOT .infra-lab-code mark { background: color-mix(in srgb, var(--jp-brand-color1) 24%, transparent); color: inherit;
+  border-radius: 2px; }
+.ROOT .ROOT { border: none; padding: 0; margin: 0; }
 .ROOT .infra-lab-text:empty { padding: 0; margin: 0; }
 .ROOT .js-plotly-plot, .ROOT .plot-container { width: 100%; }
 .ROOT .js-plotly-plot { contain: layout style; }
