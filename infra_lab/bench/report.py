@@ -87,16 +87,9 @@ def at_least(
 ) -> BenchRow:
     """Build a row of which more is better: ratio = value / peer."""
     ratio = value / peer_value
+    is_reached = None if target is None else ratio >= target
     return BenchRow(
-        name=name,
-        value=value,
-        unit=unit,
-        peer=peer,
-        peer_value=peer_value,
-        ratio=ratio,
-        target="" if target is None else f"≥ {target:g}",
-        is_reached=None if target is None else ratio >= target,
-        note=note,
+        name, value, unit, peer, peer_value, ratio, target=_asked("≥", target), is_reached=is_reached, note=note
     )
 
 
@@ -105,14 +98,11 @@ def at_most(
 ) -> BenchRow:
     """Build a row of which less is better: ratio = value / peer, as in a time or a size."""
     ratio = value / peer_value
+    is_reached = None if target is None else ratio <= target
     return BenchRow(
-        name=name,
-        value=value,
-        unit=unit,
-        peer=peer,
-        peer_value=peer_value,
-        ratio=ratio,
-        target="" if target is None else f"≤ {target:g}",
-        is_reached=None if target is None else ratio <= target,
-        note=note,
+        name, value, unit, peer, peer_value, ratio, target=_asked("≤", target), is_reached=is_reached, note=note
     )
+
+
+def _asked(sign: str, target: float | None) -> str:
+    return "" if target is None else f"{sign} {target:g}"
