@@ -86,23 +86,29 @@ def at_least(
     name: str, value: float, unit: str, peer: str, peer_value: float, target: float | None, note: str = ""
 ) -> BenchRow:
     """Build a row of which more is better: ratio = value / peer."""
-    ratio = value / peer_value
-    is_reached = None if target is None else ratio >= target
-    return BenchRow(
-        name, value, unit, peer, peer_value, ratio, target=_asked("≥", target), is_reached=is_reached, note=note
-    )
+    return _row(name, (value, unit), (peer, peer_value), ("≥", target), note)
 
 
 def at_most(
     name: str, value: float, unit: str, peer: str, peer_value: float, target: float | None, note: str = ""
 ) -> BenchRow:
     """Build a row of which less is better: ratio = value / peer, as in a time or a size."""
-    ratio = value / peer_value
-    is_reached = None if target is None else ratio <= target
+    return _row(name, (value, unit), (peer, peer_value), ("≤", target), note)
+
+
+def _row(
+    name: str, measured: tuple[float, str], peer: tuple[str, float], asked: tuple[str, float | None], note: str
+) -> BenchRow:
+    ratio = measured[0] / peer[1]
+    sign, target = asked
     return BenchRow(
-        name, value, unit, peer, peer_value, ratio, target=_asked("≤", target), is_reached=is_reached, note=note
+        name=name,
+        value=measured[0],
+        unit=measured[1],
+        peer=peer[0],
+        peer_value=peer[1],
+        ratio=ratio,
+        target="" if target is None else f"{sign} {target:g}",
+        is_reached=None if target is None else (ratio >= target if sign == "≥" else ratio <= target),
+        note=note,
     )
-
-
-def _asked(sign: str, target: float | None) -> str:
-    return "" if target is None else f"{sign} {target:g}"
