@@ -89,7 +89,7 @@ class AsyncEngine:
         Leaving the iterator early, or cancelling the task, aborts the request and frees its blocks before the next step.
         Raises InvalidRequestError, QueueFullError or EngineClosedError before the first delta.
         """
-        params = params or SamplingParams()
+        params = await self.bound(params or SamplingParams())
         deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
         submitted = self.submit(
             prompt, params, deltas.put_nowait, request_id=request_id, priority=priority, cache_salt=cache_salt
@@ -105,6 +105,13 @@ class AsyncEngine:
             if num_open:
                 submitted.abort()
 
+    async def bound(self, params: SamplingParams) -> SamplingParams:
+        """Return the parameters with their grammar compiled, which may take seconds, while the engine steps on.
+
+        Raises InvalidRequestError for a grammar that is not valid, MissingExtraError without xgrammar.
+        """
+        return params if params.grammar is None else await asyncio.to_thread(self.core.grammars.bind, params)
+
     def submit(
         self,
         prompt: str | Sequence[int],
@@ -118,7 +125,7 @@ class AsyncEngine:
         """Hand a prompt to the engine and return at once; `deliver` gets what each step adds to its samples.
 
         It is called on the running event loop, with no task in between: a server with hundreds of streams saves a switch
-        a token. Raises EngineClosedError.
+        a token. A grammar that has not been through `bound` is compiled between two steps. Raises EngineClosedError.
         """
         loop = asyncio.get_running_loop()
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

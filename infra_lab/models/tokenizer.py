@@ -61,7 +61,9 @@ class Tokenizer:
                 f"the text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which no "
                 "UTF-8 text can; decode the input with errors='replace' first"
             ) from error
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` holds the GIL all the while, so that one long text would stall every thread; a batch lets go of it.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -33,6 +33,8 @@ class ChatFormat:
     with_tools: bool
     is_forced_call: bool
     """The whole output is one call, without tags."""
+    with_parallel_calls: bool
+    """Whether an answer may have more than one call."""
     with_usage: bool
     """End a stream with the token counts."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -134,7 +136,12 @@ class ChatFormat:
             return [Text(piece.text)] if piece.text else []
         parser = self._parsers.setdefault(piece.index, ToolCallParser(in_call=self.is_forced_call))
         events = parser.push(piece.text)
-        return events + parser.finish() if piece.finish_reason is not None else events
+        if piece.finish_reason is not None:
+            events += parser.finish()
+        if self.with_parallel_calls:
+            return events
+        # OpenAI's models write one call then; others go on, and vLLM drops their further calls and keeps the text: so do we.
+        return [event for event in events if isinstance(event, Text) or event.call == 0]
 
     def _details(self, piece: Piece) -> dict[str, Any]:
         details: dict[str, Any] = {"logprobs": None}

@@ -13,6 +13,7 @@ from infra_lab.server.generation import Generation
 from infra_lab.server.logprobs import completion_logprobs
 from infra_lab.server.mailbox import Piece
 from infra_lab.server.sse import DONE
+from infra_lab.server.text_offsets import TextOffsets
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,14 +25,17 @@ class CompletionFormat:
     tokenizer: Tokenizer
     num_top_logprobs: int | None
     """None: no log-probabilities."""
+    skip_special_tokens: bool
     with_token_ids: bool
     with_usage: bool
     """End a stream with the token counts."""
     echoes: list[str]
-    """What each choice's text begins with: its prompt, or nothing."""
+    """What each choice's text begins with: its prompt, or nothing (and nothing where there are log-probabilities)."""
     created: int = field(default_factory=lambda: int(time.time()))
     _prefixes: dict[int, str] = field(default_factory=dict)
-    _offsets: dict[int, int] = field(default_factory=dict)
+    _begun: set[int] = field(default_factory=set)
+    """Choices that have had their echo."""
+    _offsets: dict[int, TextOffsets] = field(default_factory=dict)
 
     def response(self, generation: Generation, pieces: Sequence[Piece]) -> dict[str, Any]:
         """The response object, from one piece a choice."""
@@ -67,9 +71,8 @@ class CompletionFormat:
         return f'{prefix}{encode_basestring(piece.text)}, "logprobs": null, "finish_reason": null}}]{usage}}}\n\n'
 
     def _choice(self, piece: Piece) -> dict[str, Any]:
-        offset = self._offsets.get(piece.index)
-        echo = self.echoes[piece.index] if offset is None else ""
-        offset = len(echo) if offset is None else offset
+        echo = "" if piece.index in self._begun else self.echoes[piece.index]
+        self._begun.add(piece.index)
         choice: dict[str, Any] = {
             "index": piece.index,
             "text": echo + piece.text,
@@ -78,10 +81,11 @@ class CompletionFormat:
             "stop_reason": piece.stop_reason,
         }
         if self.num_top_logprobs is not None and piece.logprobs:
-            entries = completion_logprobs(self.tokenizer, piece.logprobs, self.num_top_logprobs, offset)
-            choice["logprobs"] = entries
-            offset += sum(len(token) for token in entries["tokens"])
-        self._offsets[piece.index] = offset
+            offsets = self._offsets.get(piece.index)
+            if offsets is None:
+                offsets = TextOffsets(self.tokenizer, skip_special_tokens=self.skip_special_tokens)
+                self._offsets[piece.index] = offsets
+            choice["logprobs"] = completion_logprobs(self.tokenizer, piece.logprobs, self.num_top_logprobs, offsets)
         if self.with_token_ids:
             choice["token_ids"] = piece.token_ids
         return choice

@@ -22,6 +22,8 @@ from infra_lab.server.mailbox import Mailbox, Piece
 from infra_lab.server.served import ServedEngine
 
 _LONG_S = 3600.0
+_NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients send a 408 again, twice: a job that was too much for its limit would be three."""
 logger = logging.getLogger(__name__)
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -55,6 +57,8 @@ class Generation:
         self.request_id = request_id
         self.choices = [Progress() for _ in range(job.num_choices)]
         self.error: ApiError | None = None
+        self.is_refused = False
+        """Whether the engine did not take it (or one of its prompts)."""
         self._served, self._observer, self._max_buffered_bytes = served, observer, max_buffered_bytes
         self._mailbox = Mailbox(job.chunking)
         self._loop = asyncio.get_running_loop()
@@ -209,6 +213,8 @@ class Generation:
         answer = from_exception(refusal)
         if answer.status == 500:
             logger.error("%s failed", self.request_id, exc_info=refusal)
+        elif not self.is_over:
+            self.is_refused = True
         self.cut(answer)
 
     def _put(self, first_choice: int, delta: OutputDelta) -> None:
@@ -250,7 +256,11 @@ class Generation:
 
 def _timed_out(timeout_s: float) -> ApiError:
     return ApiError(
-        408, f"the request was not done after {timeout_s:g} s, its time limit", kind="timeout_error", code="timeout"
+        408,
+        f"the request was not done after {timeout_s:g} s, its time limit",
+        kind="timeout_error",
+        code="timeout",
+        headers=_NO_RETRY,
     )
 
 
@@ -260,6 +270,7 @@ def _too_slow(max_bytes: int) -> ApiError:
         f"the client reads too slowly: more than {max_bytes} bytes wait for it",
         kind="timeout_error",
         code="slow_reader",
+        headers=_NO_RETRY,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from infra_lab.models.tokenizer import Tokenizer
 from infra_lab.scheduler.plan import TokenLogprobs
+from infra_lab.server.text_offsets import TextOffsets
 
 LOWEST = -9999.0
 """OpenAI's number for "never": JSON has no minus infinity."""
@@ -37,19 +38,14 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprobs], num_to
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, entries: Sequence[TokenLogprobs], num_top: int, offset: int
+    tokenizer: Tokenizer, entries: Sequence[TokenLogprobs], num_top: int, offsets: TextOffsets
 ) -> dict[str, Any]:
-    """The completions API's: parallel lists. `offset`: where the first token begins in the choice's text, in characters.
+    """The completions API's: parallel lists. `offsets` has followed the choice up to here, and does so from here on.
 
     As with OpenAI, the chosen token is among its alternatives even where it is not one of the most probable.
     """
-    tokens, offsets = [], []
-    for entry in entries:
-        tokens.append(token_string(tokenizer, entry.token_id)[0])
-        offsets.append(offset)
-        offset += len(tokens[-1])
     return {
-        "tokens": tokens,
+        "tokens": [token_string(tokenizer, entry.token_id)[0] for entry in entries],
         "token_logprobs": [max(entry.logprob, LOWEST) for entry in entries],
         "top_logprobs": [
             {
@@ -60,5 +56,5 @@ def completion_logprobs(
         ]
         if num_top
         else None,
-        "text_offset": offsets,
+        "text_offset": [offsets.add(entry.token_id) for entry in entries],
     }

@@ -93,10 +93,14 @@ class ServerMetrics:
             self._itl.observe(metrics.last_token_s - previous_token_s)
 
     def ended(self, generation: "Generation") -> None:
-        """Count how a job's sequences ended; one that was cut off while others had ended is an abort."""
+        """Count how a job's sequences ended; one that was cut off while others had ended is an abort.
+
+        What the engine refused has never begun, so it ends under no reason; the responses' statuses count it.
+        """
         cut_reason = "error" if generation.error is not None and generation.error.status == 500 else "abort"
         for choice in generation.choices:
-            self._success[choice.finish_reason or cut_reason].inc()
+            if choice.finish_reason is not None or not generation.is_refused:
+                self._success[choice.finish_reason or cut_reason].inc()
             metrics = choice.metrics
             if choice.finish_reason is None or metrics is None:
                 continue

@@ -34,19 +34,20 @@ def check_model(name: str | None, runtime: Runtime) -> None:
         )
 
 
-def make_job(
+async def make_job(
     fields: GenerationFields,
     prompts: list[list[int]],
     runtime: Runtime,
+    context: Context,
     *,
     param: str,
     default_max_tokens: int | None,
     logprobs: int | None,
 ) -> Job:
-    """Check the sizes and put the job together.
+    """Check the sizes, compile the grammar and put the job together.
 
     default_max_tokens: None: as many as there is room for; param: the field that the prompt came in, for errors.
-    Raises ApiError or InvalidRequestError.
+    Raises ApiError, InvalidRequestError or MissingExtraError.
     """
     if not prompts:
         raise invalid(f"{param} is empty; give at least one prompt", param)
@@ -66,9 +67,10 @@ def make_job(
             "context_length_exceeded",
         )
     default = room if default_max_tokens is None else min(room, default_max_tokens)
+    params = await off_loop(lambda: fields.sampling_params(default_max_tokens=default, logprobs=logprobs), context)
     return Job(
         prompts=prompts,
-        params=fields.sampling_params(default_max_tokens=default, logprobs=logprobs),
+        params=await runtime.served.engine.bound(params),
         priority=fields.priority or 0,
         cache_salt=fields.cache_salt or "",
         chunking=fields.chunking(runtime.config),

@@ -20,6 +20,7 @@ MAX_BIASES = 1024
 FIRST_ERROR = Field(fail_fast=True)
 """For every list that a client may make long: pydantic notes an error for each element, so that four megabytes of nulls
 would be seconds of the event loop's time and gigabytes of errors, for an answer that tells the first."""
+GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
@@ -62,6 +63,11 @@ class GenerationFields(BaseModel):
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     """vLLM's: one of json, json_object, regex, grammar, choice."""
+    guided_json: dict[str, Any] | str | None = None
+    """These four are vLLM's older names for members of structured_outputs, which many clients still send."""
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], FIRST_ERROR] | None = None
+    guided_grammar: str | None = None
     return_token_ids: bool | None = None
     """Add the token ids to every choice."""
     priority: int | None = Field(default=None, ge=-MAX_INT32, le=MAX_INT32)
@@ -111,7 +117,8 @@ class GenerationFields(BaseModel):
 
     def grammar(self) -> Grammar | None:
         """What the output must look like; None: anything."""
-        return grammar_of(self.response_format, self.structured_outputs)
+        guided = {name: getattr(self, name) for name in GUIDED}
+        return grammar_of(self.response_format, self.structured_outputs, guided)
 
     def chunking(self, config: ServerConfig) -> Chunking:
         """When to send an event: the request's wish, else the server's default."""

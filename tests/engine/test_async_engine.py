@@ -10,7 +10,9 @@ import pytest
 from infra_lab import LLM, AsyncEngine, SamplingParams
 from infra_lab.engine.async_engine import EngineClosedError
 from infra_lab.engine.outputs import OutputDelta
+from infra_lab.engine.sampling.grammar import BoundGrammar
 from infra_lab.errors import InvalidRequestError, QueueFullError
+from infra_lab.grammar import Grammar
 from infra_lab.scheduler.plan import StepPlan, StepResult
 
 SETTINGS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "kv_cache_bytes": 16 << 20}
@@ -166,6 +168,33 @@ def test_shutdown_drains_or_aborts() -> None:
             with pytest.raises(EngineClosedError):
                 await collect(engine.generate("def ", GREEDY))
         assert not [t for t in threading.enumerate() if t.name == "infra-lab-engine" and t not in before]
+
+    run(main())
+
+
+def test_a_grammar_is_compiled_while_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xgrammar")
+
+    async def main() -> None:
+        engine = AsyncEngine.start("tiny", **SETTINGS)
+        begun, gate, compile_now = threading.Event(), threading.Event(), engine.core.grammars.compile
+
+        def compile_late(grammar: Grammar) -> BoundGrammar:
+            begun.set()
+            assert gate.wait(30)
+            return compile_now(grammar)
+
+        monkeypatch.setattr(engine.core.grammars, "compile", compile_late)
+        params = SamplingParams(max_tokens=9, grammar=Grammar.regex("abc"))
+        constrained = asyncio.create_task(collect(engine.generate("def ", params)))
+        try:
+            assert await asyncio.to_thread(begun.wait, 30)
+            free = await asyncio.wait_for(collect(engine.generate("def ", GREEDY)), 20)
+            assert free[-1].finish_reason == "length"
+        finally:
+            gate.set()
+        assert "".join(delta.text for delta in await constrained) == "abc"
+        await engine.shutdown()
 
     run(main())
 

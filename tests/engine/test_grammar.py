@@ -8,6 +8,8 @@ import json
 import pickle
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -424,6 +426,38 @@ def test_the_specification_is_plain_data() -> None:
     bound = llm.core.grammars.compile(Grammar.regex("ab"))
     assert isinstance(bound, BoundGrammar)
     assert pickle.loads(pickle.dumps(bound)) == Grammar.regex("ab")
+
+
+def test_a_grammar_is_bound_once_and_for_one_vocabulary(llm: LLM) -> None:
+    params = hot(Grammar.regex("ab"))
+    bound = llm.core.grammars.bind(params)
+    assert llm.core.grammars.bind(bound) is bound
+    assert params.grammar == Grammar.regex("ab"), "the caller's own are left as they were"
+    wider = GrammarCompiler(llm.tokenizer, VOCAB_SIZE + 32).bind(bound).grammar
+    assert isinstance(wider, BoundGrammar)
+    assert wider.compiled.tokenizer_info.vocab_size == VOCAB_SIZE + 32
+
+
+def test_threads_share_a_compiler(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once for the first time: there must not be several caches, of which one is kept."""
+    compiler, num_made = GrammarCompiler(llm.tokenizer, VOCAB_SIZE), list[str]()
+    make = compiler._for_vocabulary
+
+    def slowly(is_allowed: Any) -> Any:
+        num_made.append("one")
+        time.sleep(0.02)  # wide open for who does not wait
+        return make(is_allowed)
+
+    monkeypatch.setattr(compiler, "_for_vocabulary", slowly)
+    grammars = [Grammar.json_schema(PERSON), Grammar.regex("[a-z]{1,40}"), Grammar.ebnf(ARITHMETIC)] * 8
+    with ThreadPoolExecutor(8) as threads:
+        bound = list(threads.map(compiler.compile, grammars))
+    assert len(num_made) == 2, "one for JSON, one for other text"
+    assert [one.source for one in bound] == [one.source for one in grammars]
+    alone = [GrammarCompiler(llm.tokenizer, VOCAB_SIZE).compile(grammar) for grammar in grammars[:3]]
+    for position, one_of_many in enumerate(bound):
+        expected = alone[position % 3].compiled.serialize_json()
+        assert one_of_many.compiled.serialize_json() == expected
 
 
 def test_an_output_that_was_not_masked_is_an_invariant_broken(llm: LLM) -> None:

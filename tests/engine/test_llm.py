@@ -74,6 +74,7 @@ def test_max_tokens_and_the_context_end_with_length(llm: LLM) -> None:
 
 def test_stream_equals_generate(llm: LLM) -> None:
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=60, logprobs=2)
+    llm.generate(PROMPT, params)  # from here on the prefix cache has the prompt, for both
     whole = llm.generate(PROMPT, params)[0]
     deltas = list(llm.stream(PROMPT, params))
     assert "".join(delta.text for delta in deltas) == whole.text

@@ -1,15 +1,14 @@
 """Ids and text equal those of transformers' tokenizer of the same files."""
 
-import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from infra_lab.data import data_path
 from infra_lab.errors import CorruptModelError, InvalidRequestError, ModelNotFoundError, UnsupportedModelError
@@ -18,54 +17,14 @@ from infra_lab.models.fetch import cached_model
 from infra_lab.models.gguf_file import GGUFFile
 from infra_lab.models.gguf_tokenizer import gguf_tokenizer
 from infra_lab.models.tokenizer import Tokenizer, load_tokenizer
+from tests.models.tokenizer_folders import TEXTS, byte_fallback_folder, byte_level_folder
 
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog.",
-    "  leading, trailing  and   inner \t spaces \r\n\n\n and lines ",
-    "def f(x):\n\treturn {'a': [1, 22, 333, 4444444]}  # naïve — “quoted” …\n",
-    "你好，世界！人工智能推理系统。日本語のテキスト、한국어 텍스트",
-    "👩‍🚀👨‍👩‍👧‍👦🏳️‍🌈 🙂🇫🇷 e\u0301 \u200b\u202e zalgo: h\u0335\u0322\u0321i",
-    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|> <|im_start| >",
-    "12345678901234567890 3.14159 1e-10 0x1F ½ ² ٣",
-    "I'm you're we'll THEY'VE don't",
-    "",
-    "\x00\x01\x7f\ufeff\ufffd",
-]
 ANY_TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
-
-
-def write_folder(folder: Path, tokenizer: tokenizers.Tokenizer, **config: Any) -> Path:
-    tokenizer.save(str(folder / "tokenizer.json"))
-    content = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(content))
-    return folder
-
-
-def byte_level_folder(folder: Path) -> Path:
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    return write_folder(folder, tokenizer, bos_token="<s>", eos_token="</s>")
-
-
-def byte_fallback_folder(folder: Path) -> Path:
-    """Like Llama 2's: spaces become ▁, what the vocabulary lacks becomes bytes such as <0xE4>."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz."]
-    pieces += ["▁t", "he", "▁the", "in", "ing"]
-    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("i", "n"), ("in", "g")]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return write_folder(folder, tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+PIECES = st.sampled_from(
+    [*TEXTS, "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|im", "你好", "👩‍🚀", " ", "\ud83d"]
+)
+MIXED_TEXT = st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=8).map("".join)
+"""Scripts, emoji, special tokens and halves of surrogate pairs, in any order."""
 
 
 class Pair:
@@ -127,6 +86,40 @@ def test_encode_any_text(pair: Pair, text: str) -> None:
     if not is_comparable(pair, text):
         return
     assert pair.ours.encode(text, add_special_tokens=False) == pair.theirs.encode(text, add_special_tokens=False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=MIXED_TEXT, add_special_tokens=st.booleans())
+def test_encode_is_the_librarys_encode(pair: Pair, text: str, add_special_tokens: bool) -> None:
+    """The library has a call that holds the GIL and one that does not; the plain one is the oracle."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        with pytest.raises(InvalidRequestError, match="lone surrogate"):
+            pair.ours.encode(text, add_special_tokens=add_special_tokens)
+    else:
+        expected = pair.ours._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        assert pair.ours.encode(text, add_special_tokens=add_special_tokens) == expected
+
+
+def test_a_long_text_leaves_the_other_threads_their_turn() -> None:
+    """It held the GIL: a server that had moved it to a thread stood still all the same."""
+    tokenizer, text = load_tokenizer(data_path("tiny")), TEXTS[0] * 40_000
+    order, begun, interval_s = list[str](), threading.Event(), sys.getswitchinterval()
+
+    def encode() -> None:
+        begun.set()
+        tokenizer.encode(text)
+        order.append("the text is encoded")
+
+    thread = threading.Thread(target=encode)
+    sys.setswitchinterval(30.0)  # nobody takes the GIL from a thread; it must be let go
+    try:
+        thread.start()
+        begun.wait()
+        order.append("another thread has run")
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert order == ["another thread has run", "the text is encoded"]
 
 
 @settings(max_examples=200, deadline=None)

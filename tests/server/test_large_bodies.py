@@ -31,6 +31,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
         (CompletionRequest, {"prompt": [["x"]] * MANY}),
         (CompletionRequest, {**PROMPT, "stop_token_ids": [None] * MANY}),
         (CompletionRequest, {**PROMPT, "stop": [None] * MANY}),
+        (CompletionRequest, {**PROMPT, "guided_choice": [None] * MANY}),
         (CompletionRequest, {**PROMPT, "logit_bias": {f"x{index}": None for index in range(MANY)}}),
         (ChatRequest, {"messages": [1] * MANY}),
         (ChatRequest, {**CHAT, "tools": [1] * MANY}),

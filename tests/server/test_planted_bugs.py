@@ -58,7 +58,7 @@ def test_a_merge_that_forgets_what_it_had(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_mailbox_that_sends_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    with planted(monkeypatch, Mailbox, "_is_ready", lambda self, piece, now_s: True):
+    with planted(monkeypatch, Mailbox, "_is_old", lambda self, piece, now_s: True):
         is_caught(test_mailbox.test_age_counts_from_the_oldest_token)
 
 

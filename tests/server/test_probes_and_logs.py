@@ -67,6 +67,18 @@ def test_metrics_count_what_happened() -> None:
         assert after["vllm:num_requests_running"] == 0
 
 
+def test_what_the_engine_refused_has_not_ended() -> None:
+    """It was counted as an abort: a client with a wrong field looked like one that leaves."""
+    with serving(simulated(step_s=0.01)) as live:
+        assert live.post("/v1/completions", prompt=["x", "y"], logit_bias={"99999": 1}, n=2).status_code == 400
+        assert live.post("/v1/completions", prompt="x", max_tokens=500, timeout=0.05).status_code == 408
+        until(lambda: not live.runtime.running, "both are accounted for")
+        endings = {
+            name: count for name, count in samples(live).items() if name.startswith("vllm:request_success_total")
+        }
+        assert {name.split()[1]: count for name, count in endings.items() if count} == {"abort": 1}
+
+
 def test_gauges_show_who_runs_who_waits_and_what_it_takes() -> None:
     with serving(simulated(step_s=0.01, max_num_seqs=2)) as live:
         body = {"prompt": "x" * 20, "max_tokens": 100}

@@ -114,3 +114,24 @@ def test_time_limits_end_a_request_wherever_it_is() -> None:
         assert '"code": "timeout"' in streamed.text
         bad = httpx.post(f"{live.url}/v1/completions", json=LONG, headers={"X-Request-Timeout": "soon"})
         assert bad.status_code == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_ran_out_of_time_is_not_tried_again(stream: bool) -> None:
+    """OpenAI's client repeats a 408 by itself: a job that was too long ran three times."""
+    with serving(simulated(step_s=0.01, max_num_seqs=1)) as live:
+        blocker = live.openai().completions.create(model="sim", prompt="x", max_tokens=3000, stream=True)
+        next(iter(blocker))
+        client = live.openai(max_retries=2)
+        with pytest.raises(openai.APIStatusError) as raised:  # it waits behind the other one, so no token has been sent
+            client.completions.create(model="sim", prompt="y", stream=stream, extra_body={"timeout": 0.1})
+        blocker.close()
+        assert (raised.value.status_code, raised.value.code) == (408, "timeout")
+        counter = 'http_requests_total{method="POST",route="/v1/completions",status="408"}'
+
+        def num_arrived() -> float:
+            lines = httpx.get(f"{live.url}/metrics").text.splitlines()
+            return sum(float(line.removeprefix(counter)) for line in lines if line.startswith(counter))
+
+        until(lambda: num_arrived() > 0, "it is counted")
+        assert num_arrived() == 1

@@ -2,12 +2,14 @@
 
 import json
 import re
+import threading
 from typing import Any
 
 import openai
 import pytest
 
-from tests.server.live import Live
+from infra_lab.grammar import Grammar
+from tests.server.live import WAIT_S, Live
 
 pytest.importorskip("xgrammar")
 ASK: list[Any] = [{"role": "user", "content": "A person?"}]
@@ -47,6 +49,74 @@ def test_vllms_constraints(tiny: Live) -> None:
 
 
 @pytest.mark.parametrize(
+    ("constraint", "pattern"),
+    [
+        (
+            {"guided_json": {"type": "object", "properties": {"a": {"const": 7}}, "required": ["a"]}},
+            r'\{\s*"a"\s*:\s*7\s*\}',
+        ),
+        ({"guided_json": '{"enum": [12, 34]}'}, "12|34"),
+        ({"guided_regex": "[0-9]{4}-[0-9]{2}"}, "[0-9]{4}-[0-9]{2}"),
+        ({"guided_choice": ["one", 'the "other"']}, 'one|the "other"'),
+        ({"guided_grammar": 'root ::= "ab" | "cd"', "guided_json": None}, "ab|cd"),
+    ],
+)
+def test_vllms_older_names(tiny: Live, constraint: dict[str, Any], pattern: str) -> None:
+    """They were ignored: a client got any text where it had asked for a date."""
+    for path, prompt in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": ASK})):
+        answer = tiny.post(path, **prompt, **constraint, max_tokens=60, seed=3).json()["choices"][0]
+        assert re.fullmatch(pattern, answer.get("text") or answer["message"]["content"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": "abc"}, "guided_choice"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex"),
+        ({"guided_regex": "a", "structured_outputs": {"json": {}}}, "structured_outputs"),
+        ({"guided_json": {}, "response_format": {"type": "json_object"}}, "guided_json"),
+    ],
+)
+def test_a_bad_one_under_an_older_name_is_refused_by_that_name(tiny: Live, extra: Any, param: str) -> None:
+    error = tiny.post("/v1/completions", prompt="x", **extra).json()["error"]
+    assert error["param"] == param
+    assert all(name in error["message"] for name in extra)
+
+
+def test_streams_go_on_while_a_big_grammar_compiles(tiny: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was compiled between two steps: twenty thousand words to choose from, and nobody got a token for five seconds."""
+    grammars = tiny.engine.core.grammars
+    begun, gate, compile_now = threading.Event(), threading.Event(), grammars._compile
+
+    def compile_late(grammar: Grammar) -> Any:
+        if "big" in grammar.source:
+            begun.set()
+            assert gate.wait(WAIT_S)
+        return compile_now(grammar)
+
+    monkeypatch.setattr(grammars, "_compile", compile_late)
+    texts: list[str] = []
+
+    def ask(word: str) -> None:
+        body = {"structured_outputs": {"choice": [word]}}
+        client = tiny.openai(timeout=WAIT_S / 2)
+        chunks = client.completions.create(model="sim", prompt="x", max_tokens=9, stream=True, extra_body=body)
+        texts.append("".join(chunk.choices[0].text for chunk in chunks))
+
+    waiting = threading.Thread(target=ask, args=("big",))
+    waiting.start()
+    try:
+        assert begun.wait(WAIT_S)
+        ask("small")
+        assert texts == ["small"], "one with a grammar of its own has come and gone"
+    finally:
+        gate.set()
+        waiting.join(WAIT_S)
+    assert texts == ["small", "big"]
+
+
+@pytest.mark.parametrize(
     "extra",
     [
         {"response_format": {"type": "json_schema"}},
@@ -56,6 +126,7 @@ def test_vllms_constraints(tiny: Live) -> None:
         {"structured_outputs": {"regex": "a", "choice": ["b"]}},
         {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
         {"structured_outputs": {"xml": "a"}},
+        {"structured_outputs": {"guided_regex": "a"}},
     ],
 )
 def test_a_bad_constraint_is_refused(tiny: Live, extra: dict[str, Any]) -> None:

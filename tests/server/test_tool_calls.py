@@ -133,6 +133,29 @@ def test_a_call_reaches_openais_client_whole_and_streamed() -> None:
         assert pieces > 20, "arguments arrive while they are written"
 
 
+@pytest.mark.parametrize(("allowed", "expected"), [(False, ["get_weather"]), (True, ["get_weather", "now"])])
+def test_a_client_that_can_do_one_call_at_a_time_gets_one(allowed: bool, expected: list[str]) -> None:
+    with serving(with_tools(CALLS + "\nThat is all.")) as live:
+        settings: dict[str, Any] = {"model": "sim", "messages": ASK, "tools": [WEATHER], "parallel_tool_calls": allowed}
+        choice = live.openai().chat.completions.create(**settings).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        whole = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]  # type: ignore[union-attr]
+        assert whole == parse([CALLS])[1][: len(expected)]
+        assert [name for name, _ in whole] == expected
+        assert choice.message.content == "I'll look.\nThat is all."
+
+        content, arguments = "", list[str]()
+        for chunk in live.openai().chat.completions.create(**settings, stream=True):
+            content += chunk.choices[0].delta.content or ""
+            for call in chunk.choices[0].delta.tool_calls or []:
+                assert call.function is not None
+                arguments += [""] * bool(call.id)
+                arguments[call.index] += call.function.arguments or ""
+        assert arguments == [text for _, text in whole]
+        assert content == choice.message.content
+        assert chunk.choices[0].finish_reason == "tool_calls"
+
+
 def test_the_conversation_goes_back_into_the_template() -> None:
     with serving(with_tools("It is sunny.")) as live:
         call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}

@@ -1,8 +1,11 @@
 """Constrained decoding: a token that would leave the request's grammar gets no chance (xgrammar, Dong 2024).
 
-    SamplingParams.grammar ── core.add: compile for the vocabulary, once ──▶ BoundGrammar
-                                                                                │ a matcher a request
+    SamplingParams.grammar ── bind: compile for the vocabulary, once ──▶ BoundGrammar
+                                                                            │ a matcher a request
     logits [S, V] ── apply: -inf where the matcher's bit is 0 ◀── bits [S, V/32]┘
+
+To compile takes from a millisecond to many seconds, as the caller's grammar wants. Whoever serves others at the same time
+binds on another thread before the engine hears of the request; `core.add` binds what comes to it unbound.
 
 A matcher's state is where its request's output stands in the grammar: it follows from the output's tokens. So it belongs
 to nobody's bookkeeping, and preemption, forks and a repeated step need no care: whoever asks for a mask first has the
@@ -10,11 +13,11 @@ matcher read the tokens that it has not seen yet.
 """
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -44,27 +47,36 @@ class BoundGrammar(Grammar):
     compiled: "CompiledGrammar" = field(compare=False, repr=False)
     end_token_ids: frozenset[int] = field(compare=False, repr=False)
     """The end-of-sequence tokens: possible where the output is complete, and nowhere else."""
+    compiler: "GrammarCompiler" = field(compare=False, repr=False)
+    """Whose vocabulary it is compiled for."""
 
     def __reduce__(self) -> tuple[type[Grammar], tuple[str, str]]:
         return Grammar, (self.kind, self.source)
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer and keeps them. Threads may share one.
+    """Compiles grammars for one tokenizer and keeps them.
+
+    Threads may share one: each compiles its own grammar without waiting for the others, those that want the same one wait
+    for the first. The GIL is free meanwhile.
 
     vocab_size: columns of the model's logits; those that the tokenizer has no token for are never allowed.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._making = threading.Lock()
+        self._made: dict[str, XGrammarCompiler] = {}
 
     def bind(self, params: SamplingParams) -> SamplingParams:
-        """Return the parameters with their grammar compiled; those without one as they are.
+        """Return the parameters with their grammar compiled; those without one, or with it done here, as they are.
 
         Raises InvalidRequestError for a grammar that is not valid, MissingExtraError without xgrammar.
         """
         grammar = params.grammar
-        return params if grammar is None else replace(params, grammar=self.compile(grammar))
+        if grammar is None or (isinstance(grammar, BoundGrammar) and grammar.compiler is self):
+            return params
+        return replace(params, grammar=self.compile(grammar))
 
     def compile(self, grammar: Grammar) -> BoundGrammar:
         """Compile a grammar, or find it compiled (see `bind` for the errors)."""
@@ -77,23 +89,25 @@ class GrammarCompiler:
         except (RuntimeError, ValueError, TypeError) as error:
             problem = re.sub(r"^\[[\d:]+\] \S+: ", "", str(error)).strip()
             raise InvalidRequestError(f"the grammar ({grammar.kind}) is not valid: {problem}") from error
-        return BoundGrammar(grammar.kind, grammar.source, compiled, frozenset(self._tokenizer.eos_token_ids))
+        return BoundGrammar(grammar.kind, grammar.source, compiled, frozenset(self._tokenizer.eos_token_ids), self)
 
     def _compile(self, grammar: Grammar) -> "CompiledGrammar":
         if grammar.kind == "json_schema":
-            return self._json.compile_json_schema(grammar.source, max_whitespace_cnt=MAX_WHITESPACE)
+            return self._compiler("json").compile_json_schema(grammar.source, max_whitespace_cnt=MAX_WHITESPACE)
         if grammar.kind == "regex":
-            return self._text.compile_regex(grammar.source)
-        return self._text.compile_grammar(grammar.source)
+            return self._compiler("text").compile_regex(grammar.source)
+        return self._compiler("text").compile_grammar(grammar.source)
 
-    @cached_property
-    def _text(self) -> "XGrammarCompiler":
-        return self._for_vocabulary(lambda token: True)
+    def _compiler(self, kind: Literal["text", "json"]) -> "XGrammarCompiler":
+        """The one for a kind of output. It has a cache of its own, so there must not be two that each know half.
 
-    @cached_property
-    def _json(self) -> "XGrammarCompiler":
-        """JSON knows no control characters but blanks, and xgrammar 0.2 lets them into strings with a maxLength."""
-        return self._for_vocabulary(lambda token: not _NEVER_IN_JSON.search(token))
+        JSON knows no control characters but blanks, and xgrammar 0.2 lets them into strings with a maxLength.
+        """
+        with self._making:
+            if kind not in self._made:
+                is_json = kind == "json"
+                self._made[kind] = self._for_vocabulary(lambda token: not (is_json and _NEVER_IN_JSON.search(token)))
+            return self._made[kind]
 
     def _for_vocabulary(self, is_allowed: Callable[[bytes], bool]) -> "XGrammarCompiler":
         """A compiler that knows the allowed tokens. A special token leaves no text behind, so it stands for none."""

@@ -32,6 +32,8 @@ class ChatRequest(GenerationFields):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     tools: Annotated[list[dict[str, Any]], FIRST_ERROR] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    """False: at most one call."""
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """The template's own switches, such as {"enable_thinking": false}."""
@@ -79,7 +81,9 @@ def routes(runtime: Runtime) -> APIRouter:
         if runtime.config.log_prompts:
             context.prompt = runtime.served.tokenizer.decode(prompt, skip_special_tokens=False)
         top_logprobs = _top_logprobs(fields)
-        job = make_job(fields, [prompt], runtime, param="messages", default_max_tokens=None, logprobs=top_logprobs)
+        job = await make_job(
+            fields, [prompt], runtime, context, param="messages", default_max_tokens=None, logprobs=top_logprobs
+        )
         generation = runtime.start(context, job, request.receive)
         chat = ChatFormat(
             response_id=f"chatcmpl-{context.engine_id}",
@@ -89,6 +93,7 @@ def routes(runtime: Runtime) -> APIRouter:
             with_token_ids=bool(fields.return_token_ids),
             with_tools=bool(tools),
             is_forced_call=fields.is_forced_call,
+            with_parallel_calls=fields.parallel_tool_calls is not False,
             with_usage=fields.wants_usage,
         )
         if fields.stream:

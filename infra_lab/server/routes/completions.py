@@ -56,10 +56,11 @@ def routes(runtime: Runtime) -> APIRouter:
         token_ids = await encode_all(prompts, runtime, context, add_special_tokens=special)
         if runtime.config.log_prompts:
             context.prompt = "\n".join(_as_text(prompt, runtime) for prompt in prompts)
-        job = make_job(
+        job = await make_job(
             fields,
             token_ids,
             runtime,
+            context,
             param="prompt",
             default_max_tokens=DEFAULT_MAX_TOKENS,
             logprobs=fields.logprobs,
@@ -71,6 +72,7 @@ def routes(runtime: Runtime) -> APIRouter:
             model=fields.model or runtime.served.name,
             tokenizer=runtime.served.tokenizer,
             num_top_logprobs=fields.logprobs,
+            skip_special_tokens=job.params.skip_special_tokens,
             with_token_ids=bool(fields.return_token_ids),
             with_usage=fields.wants_usage,
             echoes=echoes,

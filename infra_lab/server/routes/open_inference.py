@@ -112,7 +112,9 @@ def routes(runtime: Runtime) -> APIRouter:
         token_ids = await encode_all(prompts, runtime, context, add_special_tokens=True)
         if runtime.config.log_prompts:
             context.prompt = "\n".join(prompts)
-        job = make_job(fields, token_ids, runtime, param=INPUT, default_max_tokens=DEFAULT_MAX_TOKENS, logprobs=None)
+        job = await make_job(
+            fields, token_ids, runtime, context, param=INPUT, default_max_tokens=DEFAULT_MAX_TOKENS, logprobs=None
+        )
         return runtime.start(context, job, request.receive)
 
     for path in models:
