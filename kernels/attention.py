@@ -22,6 +22,25 @@ import torch.nn.functional as F
 from kernels.cost import Cost
 
 
+class PagedBatch(NamedTuple):
+    """The same step for the Triton kernels, which find each sequence's blocks by themselves: decodes first, then chunks.
+
+    All int32 on the GPU, nothing padded but the tables' rows; built once a step, used by every layer.
+    """
+
+    num_decodes: int
+    key_lens: torch.Tensor
+    """[S]: keys of each sequence, the step's own among them."""
+    block_tables: torch.Tensor
+    """[S, W]: behind a sequence's last block, anything."""
+    query_starts: torch.Tensor
+    """[C + 1]: the first row of each chunk, counted from the first chunk's, and the end of the last one."""
+    max_key_len: int
+    """Of the decodes."""
+    max_query_len: int
+    """Of the chunks."""
+
+
 class QueryGroup(NamedTuple):
     """Sequences of one step that are attended together. Built once a step, used by every layer."""
 
@@ -57,6 +76,26 @@ def paged_attention(
         rows = slice(group.start, group.start + group.num_sequences * group.query_len)
         out[rows] = _attend(query[rows], kv_cache, group)
     return out
+
+
+def paged_batch_attention(query: torch.Tensor, kv_cache: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+    """Do what `paged_attention` does, with a launch for all decodes and one for all chunks.
+
+    query: [T, Hq, D]; kv_cache: [N, B, 2, Hkv, D]. Returns [T, Hq, D] in the dtype of query.
+    """
+    from kernels.flash_attention import paged_flash_attention
+    from kernels.paged_decode import paged_decode
+
+    decodes, rows = batch.num_decodes, len(query)
+    parts = []
+    if decodes:
+        tables, lens = batch.block_tables[:decodes], batch.key_lens[:decodes]
+        parts.append(paged_decode(query[:decodes], kv_cache, lens, tables, batch.max_key_len))
+    if decodes < rows:
+        tables, lens = batch.block_tables[decodes:], batch.key_lens[decodes:]
+        starts, longest = batch.query_starts, batch.max_query_len
+        parts.append(paged_flash_attention(query[decodes:], kv_cache, starts, lens, tables, longest))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend(query: torch.Tensor, kv_cache: torch.Tensor, group: QueryGroup) -> torch.Tensor:

@@ -45,6 +45,11 @@ def use(wanted: Mode) -> Iterator[None]:
         _override.pop()
 
 
+def launches_on(device: torch.device) -> bool:
+    """Whether kernels are what runs for tensors on this device: for who prepares what only they, or only references, need."""
+    return mode() == "triton" or (mode() == "auto" and HAS_TRITON and device.type == "cuda")
+
+
 def use_triton(*tensors: torch.Tensor) -> bool:
     """Whether to launch a kernel on these tensors.
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from kernels.cost import Cost
 from kernels.dispatch import use_triton
 from kernels.library import operator
+from kernels.rows import as_rows
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
 
@@ -68,7 +69,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     if not use_triton(x, weight):
         return rms_norm_reference(x, weight, eps)
     _check(x, weight)
-    rows = _rows(x)
+    rows = as_rows(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if rows.numel():
         _launch_rms_norm(rows, rows, weight, y, eps, adds=False)
@@ -94,14 +95,8 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
         )
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel():
-        _launch_rms_norm(_rows(x), residual, weight, y, eps, adds=True)
+        _launch_rms_norm(as_rows(x), residual, weight, y, eps, adds=True)
     return y
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """View x as [T, H] with its columns next to each other, copying it only if there is no such view."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _launch_rms_norm(
@@ -163,7 +158,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         return layer_norm_reference(x, weight, bias, eps)
     _check(x, weight)
     _check(x, bias)
-    rows = _rows(x)
+    rows = as_rows(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if rows.numel():
         config = row_config(rows.shape[1])

@@ -48,15 +48,15 @@ def record(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[Access]]:
     def note(kind: Kind, pointers: Any, mask: Any) -> None:
         addresses = torch.from_numpy(pointers.data.astype("int64").reshape(-1))
         inside = torch.from_numpy(mask.data.reshape(-1).astype("bool"))
-        accesses.extend(_by_tensor(builder.grid_idx, kind, addresses[inside.expand_as(addresses)], tensors))
+        accesses.extend(by_tensor(builder.grid_idx, kind, addresses[inside.expand_as(addresses)], tensors))
 
-    def watched_load(pointers: Any, mask: Any, *rest: Any) -> Any:
+    def watched_load(pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         note("load", pointers, mask)
-        return load(pointers, mask, *rest)
+        return load(pointers, mask, *rest, **named)
 
-    def watched_store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+    def watched_store(pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         note("store", pointers, mask)
-        return store(pointers, value, mask, *rest)
+        return store(pointers, value, mask, *rest, **named)
 
     builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
     try:
@@ -65,9 +65,10 @@ def record(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[Access]]:
         del builder.create_masked_load, builder.create_masked_store  # the class's own come back
 
 
-def _by_tensor(
+def by_tensor(
     program: tuple[int, int, int], kind: Kind, addresses: torch.Tensor, tensors: Mapping[str, torch.Tensor]
 ) -> Iterator[Access]:
+    """Sort addresses (bytes) by the tensor that they lie in; yield one access a tensor, and one for what is left."""
     for name, tensor in tensors.items():
         offsets = addresses - tensor.data_ptr()
         extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1

@@ -19,6 +19,9 @@ class Suite(NamedTuple):
 
 SUITES = {
     "engine": Suite("infra_lab.bench.engine", "The engine on a real model, beside transformers."),
+    "kernels": Suite(
+        "infra_lab.bench.kernels", "Every Triton kernel beside torch and this GPU's ceilings; needs a GPU."
+    ),
     "kv": Suite("infra_lab.bench.kv", "Paged KV memory beside contiguous reservations."),
     "scheduler": Suite("infra_lab.bench.scheduler", "A step of the scheduler, and the prefix cache."),
     "server": Suite("infra_lab.bench.server", "The SSE server beside a bare one; streams, leaks, added latency."),

@@ -56,18 +56,49 @@ def prepare_step(
         if end == len(request.token_ids):
             sample_rows.append(len(token_ids) - 1)
             sampled_positions.append(i)
-    groups = _decode_groups([plan.chunks[i] for i in decodes], block_size, dtype, device)
-    row = len(decodes)
-    for i in prefills:
-        groups.append(_prefill_group(plan.chunks[i], row, block_size, dtype, device))
-        row += plan.chunks[i].num_tokens
-    if scratch is not None:
-        groups = _with_scratch(groups, scratch)
+    groups: list[kernels.QueryGroup] = []
+    batch = None
+    if kernels.launches_on(device):
+        batch = _batch([plan.chunks[i] for i in decodes], [plan.chunks[i] for i in prefills], block_size, device)
+    else:
+        groups = _decode_groups([plan.chunks[i] for i in decodes], block_size, dtype, device)
+        row = len(decodes)
+        for i in prefills:
+            groups.append(_prefill_group(plan.chunks[i], row, block_size, dtype, device))
+            row += plan.chunks[i].num_tokens
+        if scratch is not None:
+            groups = _with_scratch(groups, scratch)
     # One transfer for all: on a GPU four small copies would cost more than the numbers in them.
     lengths = [len(token_ids), len(token_ids), len(token_ids), len(sample_rows)]
     flat = torch.tensor(token_ids + positions + slots + sample_rows, dtype=torch.int64).to(device, non_blocking=True)
     tokens, places, kv_slots, rows = torch.split(flat, lengths)
-    return PreparedStep(StepInput(tokens, places, kv_slots, groups, rows), sampled_positions)
+    return PreparedStep(StepInput(tokens, places, kv_slots, groups, rows, batch), sampled_positions)
+
+
+def _batch(
+    decodes: Sequence[Chunk], prefills: Sequence[Chunk], block_size: int, device: torch.device
+) -> kernels.PagedBatch:
+    """All sequences' lengths and block tables in one tensor, which is one transfer to the GPU."""
+    chunks = [*decodes, *prefills]
+    key_lens = [chunk.start + chunk.num_tokens for chunk in chunks]
+    width = max((length - 1) // block_size + 1 for length in key_lens)
+    flat: list[int] = []
+    for chunk in chunks:
+        table = chunk.request.block_table[:width]
+        flat += [*table, *[0] * (width - len(table))]
+    starts = [0]
+    for chunk in prefills:
+        starts.append(starts[-1] + chunk.num_tokens)
+    moved = torch.tensor([*flat, *key_lens, *starts], dtype=torch.int32).to(device, non_blocking=True)
+    tables, lens, query_starts = torch.split(moved, [len(flat), len(key_lens), len(starts)])
+    return kernels.PagedBatch(
+        num_decodes=len(decodes),
+        key_lens=lens,
+        block_tables=tables.view(len(chunks), width),
+        query_starts=query_starts,
+        max_key_len=max(key_lens[: len(decodes)], default=0),
+        max_query_len=max((chunk.num_tokens for chunk in prefills), default=0),
+    )
 
 
 def _decode_groups(

@@ -29,6 +29,8 @@ class StepInput:
     """How rows form sequences, for attention."""
     sample_rows: torch.Tensor
     """[S] int64: the rows whose logits are wanted."""
+    batch: kernels.PagedBatch | None = None
+    """Instead of `groups`, where attention is a Triton kernel."""
 
 
 @dataclass(slots=True)
@@ -63,7 +65,11 @@ class DecoderLayer:
             query_key = torch.cat([query, key], dim=1)
         query_key = kernels.apply_rotary(query_key, *rotary)
         kernels.kv_store(kv_cache, query_key[:, num_heads:], value, step.slots)
-        attended = kernels.paged_attention(query_key[:, :num_heads], kv_cache, step.groups)  # [T, Hq, D]
+        query = query_key[:, :num_heads]
+        if step.batch is None:
+            attended = kernels.paged_attention(query, kv_cache, step.groups)  # [T, Hq, D]
+        else:
+            attended = kernels.paged_batch_attention(query, kv_cache, step.batch)
         return self.o(attended.view(num_tokens, -1))
 
 
@@ -100,10 +106,12 @@ class CausalLM:
         eps = self.config.rms_norm_eps
         rotary = self.rotary.at(step.positions)
         residual = self.embedding.rows(step.token_ids)  # [T, H]
-        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            x = kernels.rms_norm(residual, layer.input_norm, eps)
-            residual = residual.add_(layer.attend(x, self.config, rotary, kv_cache, step))
-            x = kernels.rms_norm(residual, layer.post_attention_norm, eps)
-            residual = residual.add_(layer.down(kernels.silu_mul(layer.gate_up(x))))
-        sampled = residual.index_select(0, step.sample_rows)  # [S, H]
+        x = kernels.rms_norm(residual, self.layers[0].input_norm, eps)
+        for layer, next_layer, kv_cache in zip(self.layers, [*self.layers[1:], None], kv_caches, strict=True):
+            attended = layer.attend(x, self.config, rotary, kv_cache, step)
+            x = kernels.add_rms_norm(attended, residual, layer.post_attention_norm, eps)
+            x = layer.down(kernels.silu_mul(layer.gate_up(x)))
+            if next_layer is not None:
+                x = kernels.add_rms_norm(x, residual, next_layer.input_norm, eps)
+        sampled = residual.add_(x).index_select(0, step.sample_rows)  # [S, H]: the last norm is for these only
         return self.lm_head(kernels.rms_norm(sampled, self.norm, eps))
