@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.spec import KernelConfig, KernelSpec
-from kernels.triton_api import HAS_TRITON, KernelUnavailableError, is_interpreting, triton
+from kernels.triton_api import HAS_TRITON, KernelUnavailableError, is_interpreting, loaded, triton
 
 WARP = 32
 
@@ -120,7 +120,7 @@ def compile_kernel(spec: KernelSpec, target: int, config: KernelConfig | None = 
     from triton.compiler import ASTSource
 
     source = ASTSource(
-        fn=spec.kernel,
+        fn=loaded(spec.kernel),
         signature={**spec.signature, **dict.fromkeys([*spec.constants, *config.blocks], "constexpr")},
         constexprs={**spec.constants, **config.blocks},
         attrs=_alignment(spec),

@@ -29,7 +29,6 @@ from kernels.sampling_search import (
     LOWEST,
     STAGES,
     UNITS,
-    constant,
     find_cutoff,
     key_of,
     load_logits,
@@ -46,7 +45,7 @@ from kernels.triton_api import jit, tl
 NO_TOKEN = -1
 MIN_TEMPERATURE = 1e-6
 """As in the engine: below it there is nothing but the most probable token."""
-LEAST = constant(MIN_TEMPERATURE)
+LEAST = tl.constexpr(MIN_TEMPERATURE)
 CONFIGS = tuple(
     KernelConfig({"BLOCK": block}, num_warps, num_stages=1)
     for block, num_warps in ((2048, 16), (4096, 16), (2048, 8), (4096, 32), (1024, 8))

@@ -15,23 +15,15 @@ after 32 steps whatever the numbers are. Probabilities are whole multiples of 2^
 so neither the size of a block nor the number of warps has a say in which token is drawn.
 """
 
-from typing import Any
-
-from kernels.triton_api import HAS_TRITON, jit, tl
-
-
-def constant(value: float) -> Any:
-    """Return a global that kernels may use."""
-    return tl.constexpr(value) if HAS_TRITON else value
-
+from kernels.triton_api import jit, tl
 
 UNITS = 2.0**40
 """To the most probable token's weight. 2^18 tokens lose less than 2^-22 together, and their sum fits into 63 bits."""
-UNIT = constant(UNITS)
-LOWEST = constant(-(2**31))
-STAGES = constant(4)
+UNIT = tl.constexpr(UNITS)
+LOWEST = tl.constexpr(-(2**31))
+STAGES = tl.constexpr(4)
 """Blocks on their way at once: a pass does little arithmetic, and one block a time would leave the memory waiting."""
-HIGHEST = constant(2**31 - 1)
+HIGHEST = tl.constexpr(2**31 - 1)
 
 
 @jit

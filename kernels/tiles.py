@@ -8,9 +8,9 @@ Tiles of C in the order in which programs take them, for GROUP = 2 (column by co
     m=2   6   7   8
 """
 
-from kernels.triton_api import HAS_TRITON, is_interpreting, jit, tl
+from kernels.triton_api import is_interpreting, jit, tl
 
-INTERPRETING = tl.constexpr(is_interpreting()) if HAS_TRITON else False
+INTERPRETING = tl.constexpr(is_interpreting())
 
 
 @jit

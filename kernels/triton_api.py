@@ -1,48 +1,91 @@
-"""Triton, or a stand-in where it is not installed, so that the references can be imported anywhere.
+"""Triton, loaded when a kernel is first needed: it takes 80 MB that a process without a GPU has no use for.
 
-A kernel of this package is written `@jit def _name(...)`, and launched as `_name[grid](...)`. Without Triton that raises
-KernelUnavailableError; nothing else of a file needs it.
+    from kernels.triton_api import jit, tl, triton
+
+stand in for `triton.jit`, `triton.language` and `triton`. A function under `@jit` becomes a Triton kernel when it is first
+launched or compiled; then the modules that it looks up, and the kernels that it calls, take their stand-ins' places in its
+globals, for Triton's compiler accepts nothing else. Where Triton is not installed, that raises KernelUnavailableError, and
+nothing else of a file needs it.
 """
 
 import os
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["HAS_TRITON", "KernelUnavailableError", "is_interpreting", "jit", "tl", "triton"]
+__all__ = ["HAS_TRITON", "KernelUnavailableError", "is_interpreting", "jit", "loaded", "tl", "triton"]
+HAS_TRITON = find_spec("triton") is not None
 
 
 class KernelUnavailableError(RuntimeError):
     """A Triton kernel was asked for that cannot run here."""
 
 
-class _Missing:
-    """Stands in for a module or a kernel: it can be named and annotated with, and says what is missing when it is used."""
+class constexpr:  # noqa: N801 - Triton knows an annotation by this name
+    """Annotates a compile-time argument; called, it makes a constant that kernels may use as a global."""
+
+    def __new__(cls, value: Any) -> Any:
+        """Return Triton's own, or the bare value where there is no Triton."""
+        return import_module("triton.language").constexpr(value) if HAS_TRITON else value
+
+
+class _Module:
+    """Stands in for a module until something of it is wanted."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def load(self) -> Any:
+        if not HAS_TRITON:
+            raise KernelUnavailableError(
+                "this needs Triton: pip install triton (Linux only); the references do without it"
+            )
+        return import_module(self._name)
 
     def __getattr__(self, name: str) -> Any:
-        return Any if name in ("constexpr", "tensor") else _Missing()
+        return constexpr if name == "constexpr" else getattr(self.load(), name)
+
+
+class _Kernel:
+    """Stands in for a Triton kernel until it is launched, called by another one, or asked for anything but its source."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.fn = function
+        self.__doc__ = function.__doc__
+        self._made: Any = None
+
+    def load(self) -> Any:
+        """Return Triton's own object."""
+        if self._made is None:
+            self._made = triton.load().jit(self.fn)
+            scope = self.fn.__globals__
+            for name, value in list(scope.items()):
+                if isinstance(value, (_Module, _Kernel)):
+                    scope[name] = value.load()
+        return self._made
 
     def __getitem__(self, grid: Any) -> Any:
-        return self
+        return self.load()[grid]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise KernelUnavailableError(
-            "this needs Triton: pip install triton (Linux only); the references work without it"
-        )
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.load(), name)
 
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = tl = _Missing()
-HAS_TRITON = not isinstance(triton, _Missing)
+triton: Any = _Module("triton")
+tl: Any = _Module("triton.language")
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Make a Triton kernel of a function, as `triton.jit` does; under TRITON_INTERPRET=1 one that runs on the CPU."""
-    return triton.jit(function) if HAS_TRITON else _Missing()
+    return _Kernel(function)
+
+
+def loaded(kernel: Any) -> Any:
+    """Return Triton's own object for what `jit` returned."""
+    return kernel.load() if isinstance(kernel, _Kernel) else kernel
 
 
 def is_interpreting() -> bool:
-    """Whether kernels that are defined now run in Triton's interpreter, on the CPU."""
+    """Whether kernels that are first used now run in Triton's interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
