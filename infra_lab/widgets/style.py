@@ -81,7 +81,7 @@ CSS = (
   border-radius: 6px; white-space: pre; }
 .ROOT .infra-lab-code mark { background: color-mix(in srgb, var(--jp-brand-color1) 24%, transparent); color: inherit;
   border-radius: 2px; }
-.ROOT .ROOT { border: none; padding: 0; margin: 0; }
+.ROOT .ROOT { border-width: 0; padding: 0; margin: 0; }
 .ROOT .infra-lab-text:empty { padding: 0; margin: 0; }
 .ROOT .js-plotly-plot, .ROOT .plot-container { width: 100%; }
 .ROOT .js-plotly-plot { contain: layout style; }

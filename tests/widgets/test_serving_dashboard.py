@@ -31,7 +31,14 @@ def wait_until_idle(server: LocalServer) -> None:
 
 def test_what_it_shows_is_what_the_engine_says(server: LocalServer) -> None:
     dashboard = ServingDashboard(server.url, PROMPTS, max_tokens=12)
-    snapshot = dashboard.run_for(2.0, rate=12.0)
+    for rate in (
+        12.0,
+        3.0,
+        1.0,
+    ):  # the last four requests are kept: where the machine is busy, none of them may have ended
+        snapshot = dashboard.run_for(2.0, rate=rate)
+        if any(exchange.finish_reason == "length" for exchange in snapshot.streams):
+            break
     assert snapshot.num_finished > 0
     assert snapshot.num_failed == 0
     assert len(snapshot.ttft_s) >= snapshot.num_finished
