@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import torch
 
-from infra_lab.engine.sampling import draw as draw_module
-from infra_lab.engine.sampling.draw import draw
+from infra_lab.engine.sampling.choose import choose
+from infra_lab.engine.sampling.uniform import Counter
 from infra_lab.engine.stop_strings import StopChecker, Watched
 from infra_lab.errors import ConfigError
 from infra_lab.models.detokenizer import IncrementalDetokenizer
@@ -46,23 +46,23 @@ class SharedGenerator:
     def __init__(self) -> None:
         self._random = random.Random(0)
 
-    def __call__(self, seed: int, sample_index: int, position: int) -> float:
-        """Return the generator's next number, whoever asks."""
-        return self._random.random()
+    def __call__(self, seed: int, sample_index: int, position: int) -> Counter:
+        """Return the place of the generator's next number, whoever asks."""
+        return Counter(self._random.getrandbits(63), 0)
 
 
 def nucleus_before_temperature(
-    logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
-) -> torch.Tensor:
+    logits: torch.Tensor, params: Sequence[SamplingParams], counters: Sequence[Counter]
+) -> list[int]:
     """Choose the nucleus from the model's own distribution, then apply the temperature: a hot request keeps too few."""
-    logits = logits.clone()
+    logits = logits.float().clone()
     for row, row_params in enumerate(params):
         ordered, order = logits[row].sort(descending=True, stable=True)
         weights = torch.softmax(ordered.double(), dim=0)
         outside = weights.cumsum(0) - weights >= row_params.top_p
         outside[0] = False
         logits[row, order[outside]] = float("-inf")
-    return draw(logits, [_without_nucleus(row_params) for row_params in params], uniforms)
+    return choose(logits, [_without_nucleus(row_params) for row_params in params], counters)
 
 
 def _without_nucleus(params: SamplingParams) -> SamplingParams:
@@ -80,11 +80,11 @@ def planted_sampling_bug(name: str) -> Iterator[None]:
     Requests that are added in the block have it to their end. Raises ConfigError for an unknown name.
     """
     places = {
-        "none": (f"{_SAMPLER}.draw", draw_module.draw),
+        "none": (f"{_SAMPLER}.choose", choose),
         "A": (f"{_STREAM}.IncrementalDetokenizer", DecodesTokenByToken),
         "B": (f"{_STREAM}.StopChecker", LooksAtEachChunkAlone),
-        "C": (f"{_SAMPLER}.uniform", SharedGenerator()),
-        "D": (f"{_SAMPLER}.draw", nucleus_before_temperature),
+        "C": (f"{_SAMPLER}.counter", SharedGenerator()),
+        "D": (f"{_SAMPLER}.choose", nucleus_before_temperature),
     }
     if name not in places:
         raise ConfigError(f"unknown bug {name!r}; known: {', '.join(SAMPLING_BUGS)}")

@@ -8,11 +8,14 @@ import torch
 from infra_lab.clock import Clock, WallClock
 from infra_lab.engine.config import EngineConfig, ResolvedConfig, resolve_config
 from infra_lab.engine.core import EngineCore
+from infra_lab.engine.decode_graphs import DecodeGraphs
 from infra_lab.engine.torch_executor import TorchExecutor
 from infra_lab.errors import ConfigError
+from infra_lab.models.calibrate import calibrate
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.fetch import resolve_model
 from infra_lab.models.loading import load_model
+from infra_lab.models.quantized_folder import QuantizedFolder
 from infra_lab.models.tokenizer import load_tokenizer
 from infra_lab.models.transformer import CausalLM
 from infra_lab.models.weights import open_checkpoint
@@ -53,6 +56,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
         scheme=resolved.scheme,
         max_model_len=resolved.max_model_len,
     )
+    if resolved.scheme.recipe.needs_calibration and not isinstance(checkpoint, QuantizedFolder):
+        calibrate(model, tokenizer.encode, resolved.scheme.recipe)
     num_blocks = resolved.num_kv_blocks or _blocks_left_on_gpu(config, checkpoint.config, resolved)
     kv_memory = KVMemory(
         num_layers=checkpoint.config.num_layers,
@@ -64,8 +69,22 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
         device=resolved.device,
     )
     blocks = BlockManager(num_blocks, config.block_size, enable_prefix_cache=config.enable_prefix_cache)
+    graphs = None
+    if resolved.cuda_graphs:
+        graphs = DecodeGraphs(
+            model,
+            kv_memory,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=resolved.max_model_len,
+            device=resolved.device,
+        )
     executor = TorchExecutor(
-        model, kv_memory, dtype=resolved.dtype, device=resolved.device, num_threads=resolved.num_threads
+        model,
+        kv_memory,
+        dtype=resolved.dtype,
+        device=resolved.device,
+        num_threads=resolved.num_threads,
+        graphs=graphs,
     )
     core = EngineCore(
         Scheduler(resolved.scheduler, blocks),
@@ -81,8 +100,10 @@ def _blocks_left_on_gpu(config: EngineConfig, model: ModelConfig, resolved: Reso
     """Blocks that fit into the GPU's share once the weights are loaded, less what a full step's activations take."""
     free_bytes, total_bytes = torch.cuda.mem_get_info(resolved.device)
     widest = max(3 * model.intermediate_size, 4 * model.hidden_size, 2 * model.q_size)
-    activations = resolved.scheduler.max_batched_tokens * widest * 4
-    logits = resolved.scheduler.max_num_seqs * model.vocab_size * 4 * 4
+    # What a step allocates, and the same again for the largest graph, which keeps memory of its own.
+    rows = resolved.scheduler.max_batched_tokens + resolved.scheduler.max_num_seqs
+    activations = rows * widest * 4
+    logits = resolved.scheduler.max_num_seqs * model.vocab_size * 4 * 6
     budget = free_bytes - int(total_bytes * (1 - config.gpu_memory_fraction)) - activations - logits
     num_blocks = budget // (model.kv_bytes_per_token(resolved.dtype.itemsize) * config.block_size)
     if num_blocks < 1:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+import kernels
 from infra_lab.errors import ConfigError
 from infra_lab.hardware.machine import available_memory_bytes
 from infra_lab.models.config import ModelConfig
@@ -50,6 +51,9 @@ class EngineConfig:
     max_waiting: int | None = None
     num_threads: int | None = None
     """CPU threads that a step computes with; None: one for a model too small to be shared, else as many as torch uses."""
+    cuda_graphs: bool = True
+    """On a GPU, capture decode steps at the start and replay them: what is changed in the model's code or layers later is not
+    seen by them. Ignored where the kernels do not run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class ResolvedConfig:
     """None on a GPU with no wish of the user: what the weights leave is known once they are loaded."""
     scheduler: SchedulerConfig
     num_threads: int
+    cuda_graphs: bool
 
 
 def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
@@ -96,7 +101,9 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
     )
     # 6. With how many threads of the CPU.
     num_threads = _num_threads(config.num_threads, model)
-    return ResolvedConfig(device, dtype, scheme, max_model_len, num_kv_blocks, scheduler, num_threads)
+    # 7. Whether decode steps are graphs: only kernels find each sequence's blocks by themselves.
+    cuda_graphs = config.cuda_graphs and kernels.launches_on(device)
+    return ResolvedConfig(device, dtype, scheme, max_model_len, num_kv_blocks, scheduler, num_threads, cuda_graphs)
 
 
 def _device(name: str) -> torch.device:

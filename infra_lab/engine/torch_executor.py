@@ -1,9 +1,12 @@
 """The executor that computes with torch in this process, on a CPU or one GPU."""
 
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import torch
 
+from infra_lab.engine.decode_graphs import DecodeGraphs
 from infra_lab.engine.sampling import Sampler
 from infra_lab.engine.step_input import prepare_step
 from infra_lab.models.transformer import CausalLM
@@ -12,7 +15,10 @@ from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
 
 
 class TorchExecutor:
-    """Runs a model over a paged KV memory (see `Executor` for the contract)."""
+    """Runs a model over a paged KV memory (see `Executor` for the contract).
+
+    graphs: computes the pure decode steps; without it they go the way of all others.
+    """
 
     def __init__(
         self,
@@ -22,9 +28,11 @@ class TorchExecutor:
         dtype: torch.dtype,
         device: torch.device,
         num_threads: int | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model = model
         self.kv_memory = kv_memory
+        self.graphs = graphs
         self.sampler = Sampler()
         self._dtype, self._device = dtype, device
         self._num_threads = num_threads
@@ -44,20 +52,13 @@ class TorchExecutor:
     def _execute(self, plan: StepPlan) -> StepResult:
         begin = perf_counter()
         self.kv_memory.apply(plan.copies)
-        prepared = prepare_step(
-            plan,
-            block_size=self.kv_memory.block_size,
-            dtype=self._dtype,
-            device=self._device,
-            scratch=self.kv_memory.scratch,
-        )
+        compute, positions = self._prepare(plan)
         prepared_at = perf_counter()
-        logits = self.model.forward(prepared.inputs, self.kv_memory.layers)  # [S, V]
+        logits = compute()  # [S, V]
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         computed_at = perf_counter()
         result = StepResult([NO_TOKEN] * len(plan.chunks))
-        positions = prepared.sampled_positions
         if positions:
             sampled = self.sampler.sample(logits, [plan.chunks[i].request for i in positions])
             for row, i in enumerate(positions):
@@ -71,7 +72,21 @@ class TorchExecutor:
         }
         return result
 
+    def _prepare(self, plan: StepPlan) -> tuple[Callable[[], torch.Tensor], list[int]]:
+        """Bring the step's inputs to the device; return what computes its logits, and the chunk of each of their rows."""
+        if self.graphs is not None and self.graphs.can_run(plan.chunks):
+            return self.graphs.prepare(plan.chunks)
+        prepared = prepare_step(
+            plan,
+            block_size=self.kv_memory.block_size,
+            dtype=self._dtype,
+            device=self._device,
+            scratch=self.kv_memory.scratch,
+        )
+        return partial(self.model.forward, prepared.inputs, self.kv_memory.layers), prepared.sampled_positions
+
     def close(self) -> None:
         """Give back the model and the KV memory; a second call does nothing."""
+        self.graphs = None
         self.kv_memory.layers = []
         self.model.layers = []

@@ -11,8 +11,10 @@ import torch
 import kernels
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.rope import RotaryTable
-from infra_lab.quantization import DenseLinear, Linear
-from infra_lab.quantization.linear import Int8Linear
+from infra_lab.quantization import DenseLinear, Linear, RowLinear
+
+FUSED_ROWS = 64
+"""Up to so many rows a layer begins with `kernels.fused_qkv`; beyond, a product with large tiles is faster."""
 
 
 @dataclass(slots=True)
@@ -56,8 +58,8 @@ class DecoderLayer:
         step: StepInput,
     ) -> torch.Tensor:
         """Self-attention of x [T, H]: stores the new keys and values, then reads all of each sequence's."""
-        num_tokens, num_heads, num_kv_heads = x.shape[0], config.num_heads, config.num_kv_heads
-        heads = self.qkv(x).view(num_tokens, -1, config.head_dim)  # [T, Hq + 2·Hkv, D]
+        num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
+        heads = self.qkv(x).view(len(x), -1, config.head_dim)  # [T, Hq + 2·Hkv, D]
         query_key, value = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
         if self.q_norm is not None and self.k_norm is not None:
             query = kernels.rms_norm(query_key[:, :num_heads], self.q_norm, config.rms_norm_eps)
@@ -65,12 +67,39 @@ class DecoderLayer:
             query_key = torch.cat([query, key], dim=1)
         query_key = kernels.apply_rotary(query_key, *rotary)
         kernels.kv_store(kv_cache, query_key[:, num_heads:], value, step.slots)
-        query = query_key[:, :num_heads]
+        return self._read(query_key[:, :num_heads], kv_cache, step)
+
+    def can_fuse(self, step: StepInput) -> bool:
+        """Whether `fused_attend` is for this layer and step: kernels run, few rows, plain weights, no norm of single heads."""
+        return (
+            step.batch is not None
+            and len(step.token_ids) <= FUSED_ROWS
+            and isinstance(self.qkv, DenseLinear)
+            and self.qkv.weight.dtype in (torch.bfloat16, torch.float32)
+            and self.q_norm is None
+        )
+
+    def fused_attend(
+        self,
+        residual: torch.Tensor,
+        config: ModelConfig,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        kv_cache: torch.Tensor,
+        step: StepInput,
+    ) -> torch.Tensor:
+        """Do what `attend` does with the norm of residual [T, H], all up to the attention itself in one launch."""
+        assert isinstance(self.qkv, DenseLinear), "can_fuse was asked"
+        weight, bias, eps = self.qkv.weight, self.qkv.bias, config.rms_norm_eps
+        query = kernels.fused_qkv(residual, self.input_norm, weight, bias, *rotary, kv_cache, step.slots, eps)
+        return self._read(query, kv_cache, step)
+
+    def _read(self, query: torch.Tensor, kv_cache: torch.Tensor, step: StepInput) -> torch.Tensor:
+        """Attend queries [T, Hq, D] to the cache and mix the heads."""
         if step.batch is None:
             attended = kernels.paged_attention(query, kv_cache, step.groups)  # [T, Hq, D]
         else:
             attended = kernels.paged_batch_attention(query, kv_cache, step.batch)
-        return self.o(attended.view(num_tokens, -1))
+        return self.o(attended.view(len(query), -1))
 
 
 @dataclass(slots=True)
@@ -78,7 +107,7 @@ class CausalLM:
     """The whole model: embedding, layers, final norm, output layer (often the embedding again)."""
 
     config: ModelConfig
-    embedding: DenseLinear | Int8Linear
+    embedding: RowLinear
     layers: list[DecoderLayer]
     norm: torch.Tensor
     lm_head: Linear
@@ -103,15 +132,20 @@ class CausalLM:
 
         kv_caches: one [num_blocks, block_size, 2, Hkv, D] a layer, written in place.
         """
-        eps = self.config.rms_norm_eps
+        config, eps = self.config, self.config.rms_norm_eps
         rotary = self.rotary.at(step.positions)
         residual = self.embedding.rows(step.token_ids)  # [T, H]
-        x = kernels.rms_norm(residual, self.layers[0].input_norm, eps)
-        for layer, next_layer, kv_cache in zip(self.layers, [*self.layers[1:], None], kv_caches, strict=True):
-            attended = layer.attend(x, self.config, rotary, kv_cache, step)
+        x = None  # what is still to be added to the residual
+        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+            if layer.can_fuse(step):
+                residual = residual if x is None else residual.add_(x)
+                attended = layer.fused_attend(residual, config, rotary, kv_cache, step)
+            else:
+                norm = layer.input_norm
+                x = kernels.rms_norm(residual, norm, eps) if x is None else kernels.add_rms_norm(x, residual, norm, eps)
+                attended = layer.attend(x, config, rotary, kv_cache, step)
             x = kernels.add_rms_norm(attended, residual, layer.post_attention_norm, eps)
             x = layer.down(kernels.silu_mul(layer.gate_up(x)))
-            if next_layer is not None:
-                x = kernels.add_rms_norm(x, residual, next_layer.input_norm, eps)
-        sampled = residual.add_(x).index_select(0, step.sample_rows)  # [S, H]: the last norm is for these only
+        residual = residual if x is None else residual.add_(x)
+        sampled = residual.index_select(0, step.sample_rows)  # [S, H]: the last norm is for these only
         return self.lm_head(kernels.rms_norm(sampled, self.norm, eps))

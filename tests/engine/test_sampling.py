@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
+import kernels
 from infra_lab.engine.sampling import Sampler, validate
 from infra_lab.engine.sampling.draw import draw
 from infra_lab.engine.sampling.penalties import adjust
-from infra_lab.engine.sampling.uniform import uniform
+from infra_lab.engine.sampling.uniform import counter, uniform
 from infra_lab.errors import InvalidRequestError
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.plan import NO_TOKEN
 from infra_lab.scheduler.request import Request
+from kernels.philox import philox
 
 VOCAB = 40
 
@@ -225,6 +228,52 @@ def test_broken_rows_fail_alone() -> None:
     assert set(sampled.errors) == {1, 2}
     assert "nan" in sampled.errors[1]
     assert min(sampled.token_ids[0], sampled.token_ids[3]) >= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [0.0, 0.4, 3.0])
+def test_the_kernel_chooses_what_torch_chooses(dtype: torch.dtype, spread: float) -> None:
+    """With logits that tie at the border of top-k and within the nucleus, masked ones, and rows without a choice."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logits = random_logits(3 * len(OPTIONS), seed=8).mul(spread).to(dtype).to(device)
+    logits[::2, 11] = -math.inf
+    logits[-1], logits[-2, 5] = -math.inf, math.nan
+    requests = [request([2, 3], [4, 5], **{**o, "n": 1, "seed": i}) for i, o in enumerate(OPTIONS * 3)]
+    for row, made in enumerate(requests):
+        made.sample_index = row % 3
+    chosen = {}
+    for mode in ("reference", "triton"):
+        with kernels.use(mode):
+            chosen[mode] = [
+                Sampler().sample(logits[: len(OPTIONS) * count], requests[: len(OPTIONS) * count]) for count in (1, 3)
+            ]
+    assert [s.token_ids for s in chosen["triton"]] == [s.token_ids for s in chosen["reference"]]
+    assert [s.errors for s in chosen["triton"]] == [s.errors for s in chosen["reference"]]
+    assert set(chosen["triton"][1].errors) == {len(requests) - 2, len(requests) - 1}
+
+
+def test_temperatures_that_a_float_cannot_hold() -> None:
+    logits = torch.tensor([[0.0, -math.inf, 5.0, 5.0]])
+    for mode in ("reference", "triton"):
+        with kernels.use(mode):
+            for temperature, possible in ((1e-300, {2, 3}), (1e300, {0, 2, 3})):
+                rows = [request(temperature=temperature, seed=seed) for seed in range(30)]
+                assert set(Sampler().sample(logits.expand(30, -1), rows).token_ids) == possible
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.75])
+def test_equals_at_a_border_are_kept_by_lowest_id(top_p: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, 1.0, 2.0] + [1.0] * 200])
+    kept = survivors(logits, SamplingParams(top_k=4, top_p=top_p, temperature=1e6))
+    assert kept == ({0, 1, 2, 3} if top_p == 1.0 else {0, 1, 3}), "at this temperature all are as probable"
+
+
+def test_a_uniform_is_philox_keyed_by_seed_and_counted_by_sample_and_position() -> None:
+    for seed, sample_index, position in ((0, 0, 0), (5, 2, 7), (-3, 0, 2**31), (2**63 - 1, 1, 0), (2**64 + 5, 2, 7)):
+        place = counter(seed, sample_index, position)
+        torch.tensor(list(place), dtype=torch.int64)  # which raises for more than 64 bits
+        exact = Fraction(philox(seed, sample_index * 2**32 + position), 2**64)
+        assert 0 <= exact - Fraction(uniform(seed, sample_index, position)) < Fraction(1, 2**53)
 
 
 def test_uniforms_are_uniform_and_depend_on_every_part() -> None:

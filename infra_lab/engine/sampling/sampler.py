@@ -1,16 +1,15 @@
 """One token for every row of logits, as its request wants it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from infra_lab.engine.sampling.draw import draw
+from infra_lab.engine.sampling.choose import choose
 from infra_lab.engine.sampling.grammar import GrammarMasks
 from infra_lab.engine.sampling.logprobs import token_logprobs
 from infra_lab.engine.sampling.penalties import adjust, needs_adjusting
-from infra_lab.engine.sampling.uniform import uniform
+from infra_lab.engine.sampling.uniform import counter
 from infra_lab.scheduler.plan import NO_TOKEN, TokenLogprobs
 from infra_lab.scheduler.request import Request
 
@@ -44,29 +43,15 @@ class Sampler:
             logits = logits.float().clone() if logits.dtype is torch.float32 else logits.float()
             adjust(logits, requests)
             self._grammar_masks.apply(logits, requests)
-        largest, greedy = logits.max(dim=1)  # NaN wins the maximum, so that it is seen
-        result = SampledTokens(greedy.tolist())
-        for row, value in enumerate(largest.tolist()):
-            if not math.isfinite(value):
+        counters = [counter(r.seed, r.sample_index, r.num_output_tokens) for r in requests]
+        result = SampledTokens(choose(logits, [request.params for request in requests], counters))
+        for row, token_id in enumerate(result.token_ids):
+            num_logprobs = requests[row].params.logprobs
+            if token_id == NO_TOKEN:
                 result.errors[row] = (
-                    f"the largest logit is {value}: the model, a bias or the grammar has ruled out every token"
+                    f"the largest logit is {logits[row].max().item()}: the model, a bias or the grammar has ruled out every "
+                    "token"
                 )
-                result.token_ids[row] = NO_TOKEN
-        self._draw(logits, requests, result)
-        for row, request in enumerate(requests):
-            if request.params.logprobs is not None and row not in result.errors:
-                result.logprobs[row] = token_logprobs(original[row], result.token_ids[row], request.params.logprobs)
+            elif num_logprobs is not None:
+                result.logprobs[row] = token_logprobs(original[row], token_id, num_logprobs)
         return result
-
-    def _draw(self, logits: torch.Tensor, requests: Sequence[Request], result: SampledTokens) -> None:
-        rows = [
-            row for row, request in enumerate(requests) if not request.params.is_greedy and row not in result.errors
-        ]
-        if not rows:
-            return
-        chosen = logits if len(rows) == len(requests) else logits[torch.tensor(rows, device=logits.device)]
-        drawing = [requests[row] for row in rows]
-        uniforms = [uniform(r.seed, r.sample_index, len(r.token_ids) - r.num_prompt_tokens) for r in drawing]
-        drawn = draw(chosen.float(), [request.params for request in drawing], uniforms)
-        for row, token_id in zip(rows, drawn.tolist(), strict=True):
-            result.token_ids[row] = token_id
