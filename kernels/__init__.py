@@ -8,6 +8,7 @@ from kernels.activations import silu_mul
 from kernels.attention import PagedBatch, QueryGroup, paged_attention, paged_batch_attention
 from kernels.cost import Cost
 from kernels.dispatch import launches_on, mode, use
+from kernels.fused_qkv import fused_qkv
 from kernels.kv_store import copy_blocks, kv_store
 from kernels.norms import add_rms_norm, layer_norm, rms_norm
 from kernels.rotary import apply_rotary
@@ -19,6 +20,7 @@ __all__ = [
     "add_rms_norm",
     "apply_rotary",
     "copy_blocks",
+    "fused_qkv",
     "kv_store",
     "launches_on",
     "layer_norm",

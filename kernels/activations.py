@@ -12,6 +12,8 @@ A program instance computes BLOCK elements of a row. It wins over two operations
 again: 3 elements move instead of 5. It loses to fusing it into the product that makes gate_up, which would move 1.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +23,8 @@ from kernels.library import operator
 from kernels.rows import as_rows
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import programs_work
 
 CONFIGS = tuple(
     KernelConfig({"BLOCK": block}, warps, 1) for block, warps in ((1024, 4), (2048, 4), (2048, 8), (512, 2))
@@ -57,6 +61,9 @@ def _act_mul(gate_up_ptr, y_ptr, num_columns, gate_up_stride, ACT: tl.constexpr,
     tl.store(y_ptr + row * num_columns + columns, (gate * share * up).to(y_ptr.dtype.element_ty), mask=inside)
 
 
+_TUNED = Tunable("act_mul", (_act_mul,), CONFIGS)
+
+
 def _fake(gate_up: torch.Tensor) -> torch.Tensor:
     return gate_up.new_empty([*gate_up.shape[:-1], gate_up.shape[-1] // 2])
 
@@ -67,7 +74,9 @@ def _launch(gate_up: torch.Tensor, act: str) -> torch.Tensor:
     num_columns = gate_up.shape[-1] // 2
     y = torch.empty([*gate_up.shape[:-1], num_columns], dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
-        rows, config = as_rows(gate_up), CONFIGS[0]
+        rows = as_rows(gate_up)
+        shape = {"rows": bucket(rows.shape[0]), "columns": num_columns, "act": act, "dtype": gate_up.dtype}
+        config = _TUNED.config(rows.device, shape, lambda: CONFIGS[0])
         grid = (rows.shape[0] * triton.cdiv(num_columns, config.blocks["BLOCK"]),)
         _act_mul[grid](rows, y, num_columns, rows.stride(0), ACT=act, **config.blocks, num_warps=config.num_warps)
     return y
@@ -108,9 +117,17 @@ def gelu_mul_cost(num_tokens: int, intermediate_size: int, dtype_bytes: int) -> 
 
 def _specs() -> tuple[KernelSpec, ...]:
     arguments = {"gate_up_ptr": "*bf16", "y_ptr": "*bf16", "num_columns": "i32", "gate_up_stride": "i32"}
-    return tuple(
-        KernelSpec(name, _act_mul, arguments, {"ACT": act}, CONFIGS, tuple(arguments))
-        for name, act in (("silu_mul", "silu"), ("gelu_mul_tanh", "tanh"), ("gelu_mul_erf", "none"))
+    tokens, columns = 8192, 14_336  # the MLP of Llama-3-8B
+
+    def spec(name: str, act: str, cost: Callable[[int, int, int], Cost]) -> KernelSpec:
+        shape = f"{tokens:,} × {columns:,}, bf16"
+        work = programs_work(shape, cost(tokens, columns, 2), lambda c: tokens * -(-columns // c.blocks["BLOCK"]))
+        return KernelSpec(name, _act_mul, arguments, {"ACT": act}, CONFIGS, tuple(arguments), work=work)
+
+    return (
+        spec("silu_mul", "silu", silu_mul_cost),
+        spec("gelu_mul_tanh", "tanh", gelu_mul_cost),
+        spec("gelu_mul_erf", "none", gelu_mul_cost),
     )
 
 

@@ -9,11 +9,12 @@ Dense keys are a single long page, so that one kernel reads both. int8 needs flo
 token and head); FP8 (e4m3) may have them.
 """
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
+from kernels.device import device_limits
+from kernels.tiles import FLOAT32
 from kernels.triton_api import is_interpreting, tl, triton
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -115,23 +116,38 @@ class Keys(NamedTuple):
         return out[0], out[1]
 
     def arguments(self, query: torch.Tensor) -> dict[str, Any]:
-        """What both kernels take: pointers, strides, and in which dtype and precision to multiply with the query."""
-        scale_strides = (0, 0) if self.key_scales is None else self.key_scales.stride()[:2]
+        """What both kernels take: pointers, strides, and in which dtype and precision to multiply with the query.
+
+        Raises ValueError for FP8 on a GPU that cannot convert it.
+        """
+        if self.key.dtype == torch.float8_e4m3fn and device_limits(self.key.device).capability < 89:
+            raise ValueError(
+                "keys are FP8, which needs a GPU of compute capability 8.9 at least; quantize them to int8"
+            )
+        scale_strides = (0, 0) if self.key_scales is None else _strides(self.key_scales)[:2]
         compute = torch.float32 if is_interpreting() else query.dtype  # the interpreter multiplies bfloat16 as integers
         return {
             "k_ptr": self.key,
             "v_ptr": self.value,
             "k_scale_ptr": self.key_scales,
             "v_scale_ptr": self.value_scales,
-            **{f"k_{axis}_stride": self.key.stride(i) for i, axis in enumerate(("page", "token", "head"))},
-            **{f"v_{axis}_stride": self.value.stride(i) for i, axis in enumerate(("page", "token", "head"))},
+            **{f"k_{axis}_stride": stride for axis, stride in zip(_AXES, _strides(self.key), strict=True)},
+            **{f"v_{axis}_stride": stride for axis, stride in zip(_AXES, _strides(self.value), strict=True)},
             "scale_page_stride": scale_strides[0],
             "scale_token_stride": scale_strides[1],
             "HEAD_DIM": self.key.shape[3],
             "BLOCK_D": max(triton.next_power_of_2(self.key.shape[3]), 16),
             "COMPUTE": dict(zip(FLOATS, (tl.float32, tl.bfloat16, tl.float16), strict=True))[compute],
-            "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+            "PRECISION": FLOAT32 if query.dtype == torch.float32 else "tf32",
         }
+
+
+_AXES = ("page", "token", "head")
+
+
+def _strides(x: torch.Tensor) -> tuple[int, ...]:
+    """Return the first three, but 0 for a single page's: dense keys are one, and each length would be compiled for."""
+    return (x.stride(0) if len(x) > 1 else 0, *x.stride()[1:3])
 
 
 def check_metadata(device: torch.device, *tensors: torch.Tensor) -> None:
@@ -153,20 +169,3 @@ def check_log_sum_exp(log_sum_exp: torch.Tensor | None, query: torch.Tensor) -> 
             f"log_sum_exp is {list(log_sum_exp.shape)} {log_sum_exp.dtype}; it must be {list(query.shape[:2])} float32, "
             "contiguous"
         )
-
-
-class DeviceLimits(NamedTuple):
-    """What a launch depends on, of the GPU."""
-
-    capability: int
-    """Compute capability × 10."""
-    multiprocessors: int
-
-
-@cache
-def device_limits(device: torch.device) -> DeviceLimits:
-    """Ask once; the interpreter on the CPU passes for an H200."""
-    if device.type != "cuda":
-        return DeviceLimits(90, 132)
-    properties = torch.cuda.get_device_properties(device)
-    return DeviceLimits(10 * properties.major + properties.minor, properties.multi_processor_count)

@@ -128,7 +128,7 @@ def compile_kernel(spec: KernelSpec, target: int, config: KernelConfig | None = 
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, WARP), options=options)
     ptx: str = compiled.asm["ptx"]
-    registers, spill_bytes = _resources(ptx, target)
+    registers, spill_bytes = resources(ptx, target)
     return Compiled(
         name=spec.name,
         target=target,
@@ -145,11 +145,11 @@ def compile_kernel(spec: KernelSpec, target: int, config: KernelConfig | None = 
 
 def _alignment(spec: KernelSpec) -> dict[tuple[int, ...], list[list[Any]]]:
     """What Triton finds out at a launch by looking at the arguments: which of them can be divided by 16."""
-    names = spec.kernel.arg_names
-    return {(names.index(name),): [["tt.divisibility", 16]] for name in spec.aligned}
+    names, unseen = spec.kernel.arg_names, spec.kernel.do_not_specialize
+    return {(names.index(name),): [["tt.divisibility", 16]] for name in spec.aligned if name not in unseen}
 
 
-def _resources(ptx: str, target: int) -> tuple[int, int]:
+def resources(ptx: str, target: int) -> tuple[int, int]:
     """Assemble once more, to be told registers and spilled bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")

@@ -74,15 +74,14 @@ def watch(name: str) -> tuple[Mapping[str, torch.Tensor], list[Access]]:
     return {**demo.inputs, "out": out}, [access for access in found if access.tensor]
 
 
-def main(name: str) -> None:
-    """Print a demo's tensors and accesses as JSON."""
+def report(name: str) -> dict[str, Any]:
+    """Run a demo; return the shapes of its tensors and all accesses to them as JSON has them."""
     tensors, accesses = watch(name)
-    content: dict[str, Any] = {
+    return {
         "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "accesses": [(access.program, access.kind, access.tensor, access.offsets.tolist()) for access in accesses],
     }
-    json.dump(content, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    json.dump(report(sys.argv[1]), sys.stdout)

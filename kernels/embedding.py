@@ -18,6 +18,8 @@ from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import programs_work
 
 CONFIGS = tuple(
     KernelConfig({"BLOCK": block}, warps, 1) for block, warps in ((1024, 4), (2048, 4), (4096, 8), (512, 2))
@@ -30,7 +32,7 @@ def embedding_reference(table: torch.Tensor, token_ids: torch.Tensor) -> torch.T
     return F.embedding(token_ids.masked_fill(outside, 0), table).masked_fill(outside.unsqueeze(-1), 0.0)
 
 
-@jit
+@jit(varies=("token_ids_ptr",))
 def _embedding(table_ptr, token_ids_ptr, y_ptr, num_rows, num_columns, table_stride, BLOCK: tl.constexpr):
     blocks_per_row = tl.cdiv(num_columns, BLOCK)
     token = (tl.program_id(0) // blocks_per_row).to(tl.int64)
@@ -40,6 +42,9 @@ def _embedding(table_ptr, token_ids_ptr, y_ptr, num_rows, num_columns, table_str
     known = (row >= 0) & (row < num_rows)
     values = tl.load(table_ptr + row * table_stride + columns, mask=inside & known, other=0.0)
     tl.store(y_ptr + token * num_columns + columns, values, mask=inside)
+
+
+_TUNED = Tunable("embedding", (_embedding,), CONFIGS)
 
 
 @operator(lambda table, token_ids: table.new_empty([*token_ids.shape, table.shape[1]]))
@@ -59,7 +64,8 @@ def embedding(table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     table = table if table.stride(1) == 1 else table.contiguous()
     y = torch.empty([*token_ids.shape, num_columns], dtype=table.dtype, device=table.device)
     if y.numel():
-        config = CONFIGS[0]
+        shape = {"tokens": bucket(token_ids.numel()), "columns": num_columns, "dtype": table.dtype}
+        config = _TUNED.config(table.device, shape, lambda: CONFIGS[0])
         grid = (token_ids.numel() * triton.cdiv(num_columns, config.blocks["BLOCK"]),)
         _embedding[grid](
             table, token_ids.contiguous(), y, num_rows, num_columns, table.stride(0),
@@ -77,7 +83,14 @@ def _specs() -> tuple[KernelSpec, ...]:
     arguments = {"table_ptr": "*bf16", "token_ids_ptr": "*i64", "y_ptr": "*bf16"}
     arguments |= dict.fromkeys(("num_rows", "num_columns", "table_stride"), "i32")
     aligned = tuple(name for name in arguments if name != "num_rows")
-    return (KernelSpec("embedding", _embedding, arguments, {}, CONFIGS, aligned),)
+    tokens, hidden = 16_384, 4096
+    work = programs_work(
+        f"{tokens:,} rows of {hidden:,}, bf16",
+        embedding_cost(tokens, hidden, 2),
+        lambda config: tokens * -(-hidden // config.blocks["BLOCK"]),
+        turns=2,  # the id, then the row
+    )
+    return (KernelSpec("embedding", _embedding, arguments, {}, CONFIGS, aligned, work=work),)
 
 
 SPECS = _specs()

@@ -25,13 +25,17 @@ from typing import Any
 
 import torch
 
-from kernels.attention_keys import Keys, check_log_sum_exp, check_metadata, device_limits
+from kernels.attention_keys import Keys, check_log_sum_exp, check_metadata
 from kernels.attention_tile import LOG2_E, attend_reference, attend_tile, finish
+from kernels.attention_traffic import KEY_NAMES, prefill_traffic
 from kernels.cost import Cost
+from kernels.device import device_limits
 from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Work
 
 
 def flash_attention_reference(
@@ -48,7 +52,7 @@ def flash_attention_reference(
     return out
 
 
-@jit
+@jit(varies=("table_ptr", "query_starts_ptr", "key_lens_ptr", "table_stride"))
 def _flash_attention(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, query_starts_ptr, key_lens_ptr, out_ptr, lse_ptr,
     q_token_stride, q_head_stride, k_page_stride, k_token_stride, k_head_stride, v_page_stride, v_token_stride, v_head_stride,
@@ -85,7 +89,7 @@ def _flash_attention(
     real = (tokens < num_queries)[:, None] & (columns < HEAD_DIM)[None, :]
     # Only the way to the tile needs 64 bits: addresses live as long as the accumulator, and registers are short.
     token_row = (query_start + first_token).to(tl.int64)
-    q_ptr += token_row * q_token_stride + kv_head * GROUP * q_head_stride
+    q_ptr += token_row * q_token_stride + kv_head.to(tl.int64) * GROUP * q_head_stride
     query_places = (tokens - first_token) * q_token_stride + heads * q_head_stride
     query = tl.load(q_ptr + query_places[:, None] + columns[None, :], mask=real, other=0.0).to(COMPUTE)  # [M, D]
 
@@ -142,7 +146,7 @@ def launch_config(num_rows: int, dtype_bytes: int, capability: int, quantized: b
     must be small.
     """
     if dtype_bytes == 4:
-        return KernelConfig({"BLOCK_M": 32, "BLOCK_N": 32}, num_warps=4, num_stages=2)
+        return KernelConfig({"BLOCK_M": 16, "BLOCK_N": 32}, num_warps=4, num_stages=2)
     if num_rows <= 16:
         return KernelConfig({"BLOCK_M": 16, "BLOCK_N": 64 if capability >= 90 else 32}, num_warps=4, num_stages=3)
     if num_rows <= 64:
@@ -162,7 +166,19 @@ def _launch(
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     num_sequences = len(query_starts) - 1
     capability, quantized = device_limits(query.device).capability, keys.key.element_size() == 1
-    config = launch_config(max_query_len * group, query.element_size(), capability, quantized)
+    page, num_rows = 0 if block_tables is None else keys.key.shape[1], max_query_len * group
+    shape = {
+        "rows": bucket(num_rows),
+        "group": group,
+        "head_dim": query.shape[2],
+        "page": page,
+        "window": bucket(window),
+    }
+    config = _TUNED.config(
+        query.device,
+        {**shape, "dtype": query.dtype, "keys": keys.key.dtype},
+        lambda: launch_config(num_rows, query.element_size(), capability, quantized),
+    )
     tiles = triton.cdiv(max_query_len * group, config.blocks["BLOCK_M"])
     if not out.numel() or not num_sequences or not tiles:
         return out
@@ -171,7 +187,7 @@ def _launch(
         lse_ptr=log_sum_exp, q_token_stride=query.stride(0), q_head_stride=query.stride(1),
         table_stride=0 if block_tables is None else block_tables.stride(0),
         log2_scale=(query.shape[2] ** -0.5 if scale is None else scale) * LOG2_E, window=window, GROUP=group,
-        PAGE=0 if block_tables is None else keys.key.shape[1], CAUSAL=causal, WINDOWED=window > 0, **keys.arguments(query),
+        PAGE=page, CAUSAL=causal, WINDOWED=window > 0, **keys.arguments(query),
         **config.blocks, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out
@@ -307,6 +323,27 @@ CONFIGS = tuple(
 )  # fmt: skip
 
 
+_TUNED = Tunable("flash_attention", (_flash_attention,), CONFIGS)
+
+
+def _work(kv: str, has_window: bool) -> Work:
+    """A prompt of 4,096 tokens with the heads of Llama-3-8B."""
+    length, num_heads, num_kv_heads, head_dim, window = 4096, 32, 8, 128, 1024 if has_window else 0
+    kv_bytes = None if kv == "bf16" else 1
+    cost = flash_attention_cost(
+        [length], [length], num_heads, num_kv_heads, head_dim, 2, kv_bytes=kv_bytes, window=window
+    )
+    key_bytes = 2 * head_dim * 2 if kv_bytes is None else 2 * head_dim + 8
+    group = num_heads // num_kv_heads
+    return Work(
+        f"{length} tokens, {num_heads} / {num_kv_heads} heads of {head_dim}, {KEY_NAMES[kv]}, causal"
+        f"{', window 1024' * has_window}",
+        cost,
+        lambda config: prefill_traffic(config, length, group, num_kv_heads, head_dim, key_bytes, window),
+        "bf16",
+    )
+
+
 def _specs() -> tuple[KernelSpec, ...]:
     def spec(name: str, page: int, kv: str, window: bool = False, capability: int = 80, first: int = 0) -> KernelSpec:
         pointers = {
@@ -329,7 +366,9 @@ def _specs() -> tuple[KernelSpec, ...]:
         signature = {**pointers, **sizes, "log2_scale": "fp32", "window": "i32"}
         aligned = (*pointers, *strides)
         configs = (CONFIGS[first], *CONFIGS[:first], *CONFIGS[first + 1 :])
-        return KernelSpec(name, _flash_attention, signature, constants, configs, aligned, True, capability)
+        return KernelSpec(
+            name, _flash_attention, signature, constants, configs, aligned, True, capability, work=_work(kv, window)
+        )
 
     # What stands first compiles without spills for all targets. The launcher takes CONFIGS[1] from sm_90 on.
     return (

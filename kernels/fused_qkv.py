@@ -25,6 +25,8 @@ reads all of the residual again, while a matrix product with large tiles would b
 normalise each head of q and k (Qwen3) need a whole head in one instance; they are not for this kernel.
 """
 
+from inspect import signature as signature_of
+
 import torch
 
 from kernels.cost import Cost
@@ -34,7 +36,10 @@ from kernels.library import operator
 from kernels.norms import rms_norm_cost, rms_norm_reference
 from kernels.rotary import apply_rotary_cost, apply_rotary_reference
 from kernels.spec import KernelConfig, KernelSpec
+from kernels.tiles import FLOAT32
 from kernels.triton_api import is_interpreting, jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Traffic, Work
 
 CONFIGS = tuple(
     KernelConfig({"BLOCK_ROWS": 16, "BLOCK_PLANES": planes, "BLOCK_K": depth}, num_warps, num_stages)
@@ -42,6 +47,7 @@ CONFIGS = tuple(
         (16, 128, 4, 4), (16, 256, 4, 3), (16, 64, 4, 6), (32, 128, 4, 4), (32, 64, 4, 5), (8, 256, 4, 4),
     )
 )  # fmt: skip
+FLOAT32_CONFIG = KernelConfig({"BLOCK_ROWS": 16, "BLOCK_PLANES": 16, "BLOCK_K": 64}, num_warps=4, num_stages=3)
 MAX_BLOCK_ROWS = 64
 
 
@@ -60,11 +66,11 @@ def fused_qkv_reference(
     return turned[:, :-num_kv_heads].contiguous()
 
 
-@jit
+@jit(varies=("num_rows", "slots_ptr"))
 def _fused_qkv(
     residual_ptr, norm_weight_ptr, weight_ptr, bias_ptr, cos_ptr, sin_ptr, slots_ptr, query_ptr, cache_ptr,
     num_rows, hidden_size, num_heads, num_kv_heads, residual_stride, weight_stride, eps,
-    HEAD_DIM: tl.constexpr, HAS_BIAS: tl.constexpr, IN_FP32: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HAS_BIAS: tl.constexpr, IN_FP32: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_PLANES: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -93,14 +99,14 @@ def _fused_qkv(
                 low_weight.to(tl.float32),
                 high_weight.to(tl.float32),
             )
-        low = tl.dot(scaled, low_weight, low, input_precision="ieee")
-        high = tl.dot(scaled, high_weight, high, input_precision="ieee")
+        low = tl.dot(scaled, low_weight, low, input_precision=PRECISION)
+        high = tl.dot(scaled, high_weight, high, input_precision=PRECISION)
     inverse = tl.rsqrt(squares / hidden_size + eps)[:, None]
     low, high = low * inverse, high * inverse
     if HAS_BIAS:
-        place = bias_ptr + head * HEAD_DIM + planes
-        low += tl.load(place, mask=is_plane, other=0.0).to(tl.float32)[None, :]
-        high += tl.load(place + HALF, mask=is_plane, other=0.0).to(tl.float32)[None, :]
+        bias_ptr += head * HEAD_DIM + planes
+        low += tl.load(bias_ptr, mask=is_plane, other=0.0).to(tl.float32)[None, :]
+        high += tl.load(bias_ptr + HALF, mask=is_plane, other=0.0).to(tl.float32)[None, :]
     inside = is_row[:, None] & is_plane[None, :]
     is_value = head >= num_heads + num_kv_heads
     if not is_value:
@@ -125,6 +131,9 @@ def _fused_qkv(
         stored = inside & (slots >= 0)[:, None]
         tl.store(place, low.to(cache_ptr.dtype.element_ty), mask=stored)
         tl.store(place + HALF, high.to(cache_ptr.dtype.element_ty), mask=stored)
+
+
+_TUNED = Tunable("fused_qkv", (_fused_qkv,), CONFIGS)
 
 
 def _num_heads(weight: torch.Tensor, kv_cache: torch.Tensor) -> int:
@@ -160,7 +169,10 @@ def fused_qkv(
     if not num_rows:
         return query
     residual, weight = (x if x.stride(1) == 1 else x.contiguous() for x in (residual, weight))
-    config = CONFIGS[0]
+    heads = (num_heads, num_kv_heads, head_dim)
+    shape = {"rows": bucket(num_rows), "hidden": residual.shape[1], "heads": heads, "dtype": residual.dtype}
+    default = CONFIGS[0] if residual.element_size() == 2 else FLOAT32_CONFIG
+    config = _TUNED.config(residual.device, shape, lambda: default)
     block_rows = min(max(triton.next_power_of_2(num_rows), config.blocks["BLOCK_ROWS"]), MAX_BLOCK_ROWS)
     blocks = {**config.blocks, "BLOCK_ROWS": block_rows}
     grid = (
@@ -172,7 +184,7 @@ def fused_qkv(
         residual, norm_weight.contiguous(), weight, (weight if bias is None else bias).contiguous(), cos.contiguous(),
         sin.contiguous(), slots.contiguous(), query, kv_cache, num_rows, residual.shape[1], num_heads, num_kv_heads,
         residual.stride(0), weight.stride(0), eps,
-        HEAD_DIM=head_dim, HAS_BIAS=bias is not None, IN_FP32=is_interpreting(), **blocks,
+        HEAD_DIM=head_dim, HAS_BIAS=bias is not None, IN_FP32=is_interpreting(), PRECISION=FLOAT32, **blocks,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return query
@@ -245,11 +257,23 @@ def _specs() -> tuple[KernelSpec, ...]:
     outputs = {"slots_ptr": "*i64", "query_ptr": "*bf16", "cache_ptr": "*bf16"}
     sizes = {"hidden_size": "i32", "residual_stride": "i32", "weight_stride": "i32"}
     counts = {"num_rows": "i32", "num_heads": "i32", "num_kv_heads": "i32"}
-    constants = {"HEAD_DIM": 128, "HAS_BIAS": False, "IN_FP32": False}
+    constants = {"HEAD_DIM": 128, "HAS_BIAS": False, "IN_FP32": False, "PRECISION": FLOAT32}
     signature = {**inputs, **outputs, **sizes, **counts, "eps": "fp32"}
-    ordered = {name: signature[name] for name in _fused_qkv.arg_names if name in signature}
+    ordered = {name: signature[name] for name in signature_of(_fused_qkv.fn).parameters if name in signature}
     aligned = (*inputs, *outputs, *sizes)
-    return (KernelSpec("fused_qkv", _fused_qkv, ordered, constants, CONFIGS, aligned, uses_tensor_cores=True),)
+    rows, hidden, num_heads, num_kv_heads, head_dim = 16, 4096, 32, 8, 128  # Llama-3-8B
+    cost = fused_qkv_cost(rows, hidden, num_heads, num_kv_heads, head_dim, 2)
+
+    def traffic(config: KernelConfig) -> Traffic:
+        block_rows, planes, depth = (config.blocks[name] for name in ("BLOCK_ROWS", "BLOCK_PLANES", "BLOCK_K"))
+        row_blocks, programs_a_head = -(-rows // block_rows), -(-head_dim // 2 // planes)
+        programs = (num_heads + 2 * num_kv_heads) * programs_a_head * row_blocks
+        flops = cost.flops * row_blocks * block_rows * programs_a_head * planes // (rows * head_dim // 2)
+        again = 2 * hidden * (1 + min(rows, block_rows))  # each reads the norm's weight and its rows of the residual
+        return Traffic(programs, flops, cost.num_bytes + (programs - 1) * again, -(-hidden // depth))
+
+    work = Work(f"{rows} × {hidden}, {num_heads} + 2 × {num_kv_heads} heads of {head_dim}, bf16", cost, traffic, "bf16")
+    return (KernelSpec("fused_qkv", _fused_qkv, ordered, constants, CONFIGS, aligned, True, work=work),)
 
 
 SPECS = _specs()

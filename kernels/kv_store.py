@@ -27,6 +27,7 @@ from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.work import programs_work
 
 STORE_CONFIGS = tuple(KernelConfig({}, warps, 1) for warps in (4, 2, 8, 1))
 COPY_CONFIGS = tuple(KernelConfig({"BLOCK": block}, warps, 1) for block, warps in ((256, 4), (128, 4), (512, 8)))
@@ -51,7 +52,7 @@ def copy_blocks_reference(kv_cache: torch.Tensor, sources: torch.Tensor, destina
     kv_cache.index_copy_(0, destinations, kv_cache.index_select(0, sources))
 
 
-@jit
+@jit(varies=("slots_ptr",))
 def _kv_store(
     kv_cache_ptr, key_ptr, value_ptr, slots_ptr, key_token_stride, key_head_stride, value_token_stride,
     value_head_stride,
@@ -61,15 +62,15 @@ def _kv_store(
     slot = tl.load(slots_ptr + token).to(tl.int64)
     heads = tl.arange(0, BLOCK_HEADS)[:, None].to(tl.int64)
     lanes = tl.arange(0, BLOCK_DIM)[None, :]
-    inside = (heads < HEADS) & (lanes < HEAD_DIM) & (slot >= 0)
+    inside = (heads < HEADS) & (lanes < HEAD_DIM)  # padding is read too: so nothing waits for the slot
     key = tl.load(key_ptr + token * key_token_stride + heads * key_head_stride + lanes, mask=inside)
     value = tl.load(value_ptr + token * value_token_stride + heads * value_head_stride + lanes, mask=inside)
     place = kv_cache_ptr + slot * (2 * HEADS * HEAD_DIM) + heads * HEAD_DIM + lanes
-    tl.store(place, key, mask=inside)
-    tl.store(place + HEADS * HEAD_DIM, value, mask=inside)
+    tl.store(place, key, mask=inside & (slot >= 0))
+    tl.store(place + HEADS * HEAD_DIM, value, mask=inside & (slot >= 0))
 
 
-@jit
+@jit(varies=("num_copies",))
 def _copy_blocks(
     kv_cache_ptr, sources_ptr, destinations_ptr, num_copies, block_elements,
     COPIES: tl.constexpr, BLOCK: tl.constexpr,
@@ -166,9 +167,20 @@ def _specs() -> tuple[KernelSpec, ...]:
     copy = {"kv_cache_ptr": "*bf16", "sources_ptr": "*i64", "destinations_ptr": "*i64"}
     copy |= {"num_copies": "i32", "block_elements": "i32"}
     copy_aligned = ("kv_cache_ptr", "sources_ptr", "destinations_ptr", "block_elements")
+    tokens, block = 16_384, 2 * 16 * 8 * 128
+    stored = programs_work(
+        f"{tokens:,} tokens, 8 KV heads of 128, bf16", kv_store_cost(tokens, 8, 128, 2), lambda _: tokens
+    )
+    copied = programs_work(
+        f"{MAX_COPIES} blocks of 16 tokens, 8 KV heads of 128, bf16",
+        copy_blocks_cost(MAX_COPIES, 2 * block),
+        lambda config: -(-block // config.blocks["BLOCK"]),
+        turns=2,
+        again=16 * MAX_COPIES,  # the lists of blocks
+    )
     return (
-        KernelSpec("kv_store", _kv_store, store, shape, STORE_CONFIGS, tuple(store)),
-        KernelSpec("copy_blocks", _copy_blocks, copy, {"COPIES": MAX_COPIES}, COPY_CONFIGS, copy_aligned),
+        KernelSpec("kv_store", _kv_store, store, shape, STORE_CONFIGS, tuple(store), work=stored),
+        KernelSpec("copy_blocks", _copy_blocks, copy, {"COPIES": MAX_COPIES}, COPY_CONFIGS, copy_aligned, work=copied),
     )
 
 

@@ -14,24 +14,35 @@ Three kernels do it, and `plan_matmul` chooses:
 Fusing what follows saves a pass over C per operation: 4·M·N bytes each in bfloat16.
 
 It loses to cuBLAS at shapes between its few tile sizes, and with two operands that both run along M and N (neither along K).
-float32 is summed as such, without TF32: exact, and far below the speed of the tensor cores. split_k launches twice, which costs
+float32 keeps its digits (see `kernels.tiles`), at a sixth of the speed of 16 bits. split_k launches twice, which costs
 some 3 µs where it is not part of a CUDA graph. Follows Triton's tutorials on grouped and persistent products (Tillet et al.
 2019) and CUTLASS's split-K (Kerr et al. 2017).
 """
 
-from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
 from kernels.cost import Cost
+from kernels.device import device_limits
 from kernels.dispatch import use_triton
 from kernels.library import operator
-from kernels.matmul_plan import CONFIGS, PLAIN_CONFIGS, MatmulPlan, num_tiles, plan_matmul
+from kernels.matmul_plan import (
+    CONFIGS,
+    PLAIN_CONFIGS,
+    MatmulPlan,
+    float32_tile,
+    num_tiles,
+    plan_matmul,
+    plan_split,
+    plan_tile,
+)
 from kernels.spec import KernelConfig, KernelSpec
-from kernels.tiles import activate, tile_in_groups, tile_product
+from kernels.tiles import FLOAT32, activate, tile_in_groups, tile_product
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Traffic, Work, product_traffic, programs_work
 
 Activation = Literal["none", "silu", "gelu"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,7 +101,7 @@ def _finish_part(
     tl.store(c_ptr + rows * N + columns[None, :], accumulator.to(c_ptr.dtype.element_ty), mask=inside)
 
 
-@jit
+@jit(varies=("M",))
 def _matmul(
     a_ptr, b_ptr, c_ptr, bias_ptr, residual_ptr, M, N, K, part_length,
     a_m_stride, a_k_stride, b_k_stride, b_n_stride, residual_stride,
@@ -131,7 +142,7 @@ def _matmul(
     )
 
 
-@jit
+@jit(varies=("M",))
 def _matmul_persistent(
     a_ptr, b_ptr, c_ptr, bias_ptr, residual_ptr, M, N, K, a_stride, b_stride, residual_stride,
     B_IS_TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -144,6 +155,7 @@ def _matmul_persistent(
         b_tiles = tl.make_tensor_descriptor(b_ptr, [K, N], [b_stride, 1], [BLOCK_K, BLOCK_N])
     num_tiles_m = tl.cdiv(M, BLOCK_M)
     num_tiles_n = tl.cdiv(N, BLOCK_N)
+    finished = tl.program_id(0) - tl.num_programs(0)  # runs behind `tile`: what ends one tile must not hold up the next
     for tile in tl.range(tl.program_id(0), num_tiles_m * num_tiles_n, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_in_groups(tile, num_tiles_m, num_tiles_n, GROUP)
         accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -154,6 +166,8 @@ def _matmul_persistent(
             else:
                 b = b_tiles.load([k, tile_n * BLOCK_N])
             accumulator = tile_product(a, b, accumulator, "ieee")
+        finished += tl.num_programs(0)
+        tile_m, tile_n = tile_in_groups(finished, num_tiles_m, num_tiles_n, GROUP)
         _finish(
             accumulator,
             tile_m * BLOCK_M,
@@ -168,7 +182,7 @@ def _matmul_persistent(
         )
 
 
-@jit
+@jit(varies=("M",))
 def _sum_parts(
     parts_ptr, c_ptr, bias_ptr, residual_ptr, M, N, part_stride, residual_stride,
     SPLIT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
@@ -183,6 +197,9 @@ def _sum_parts(
     _finish_part(
         total[None, :], row, tl.program_id(1) * BLOCK, c_ptr, bias_ptr, residual_ptr, M, N, residual_stride, ACTIVATION
     )
+
+
+_TUNED = Tunable("matmul", (_matmul, _matmul_persistent, _sum_parts), CONFIGS)
 
 
 @operator(lambda a, b, bias=None, activation="none", residual=None: a.new_empty(a.shape[0], b.shape[1]))
@@ -202,7 +219,20 @@ def matmul(
         raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(get_args(Activation))}")
     if not use_triton(*(tensor for tensor in (a, b, bias, residual) if tensor is not None)):
         return matmul_reference(a, b, bias, activation, residual)
-    plan = plan_matmul(a.shape[0], b.shape[1], a.shape[1], num_multiprocessors(a.device))
+    (M, K), N, multiprocessors = a.shape, b.shape[1], num_multiprocessors(a.device)
+    shape = {
+        "M": bucket(M),
+        "N": N,
+        "K": K,
+        "dtype": a.dtype,
+        "a_by_rows": a.stride(1) == 1,
+        "b_by_rows": b.stride(1) == 1,
+    }
+    is_float32 = a.dtype == torch.float32
+    config = _TUNED.config(
+        a.device, shape, lambda: float32_tile(M) if is_float32 else plan_matmul(M, N, K, multiprocessors).config
+    )
+    plan = plan_tile(config, M, N, K, multiprocessors)
     return launch_matmul(plan, a, b, bias, activation, residual)
 
 
@@ -225,12 +255,9 @@ def check_product(
         raise ValueError(f"residual is {list(residual.shape)}; it must be [{M}, {N}], as the product is")
 
 
-@cache
 def num_multiprocessors(device: torch.device) -> int:
     """Return what a plan has to fill; few of them in the interpreter, where each program takes its turn."""
-    if device.type != "cuda":
-        return _INTERPRETED_MULTIPROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return device_limits(device).multiprocessors if device.type == "cuda" else _INTERPRETED_MULTIPROCESSORS
 
 
 def launch_matmul(
@@ -241,7 +268,7 @@ def launch_matmul(
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute `matmul` in a given way. What asks for persistent without strides or a GPU for it gets plain."""
+    """Compute `matmul` in a given way. What asks for persistent without strides, dtype or GPU for it gets plain."""
     (M, K), N = a.shape, b.shape[1]
     c = torch.empty((M, N), dtype=a.dtype, device=a.device)
     if not c.numel():
@@ -251,7 +278,8 @@ def launch_matmul(
     epilogue = (bias, residual, M, N)
     residual_stride = 0 if residual is None else residual.stride(0)
     config = plan.config
-    if plan.variant == "persistent" and can_copy_tiles(a) and (can_copy_tiles(b) or can_copy_tiles(b.t())):
+    is_persistent = plan.variant == "persistent" and a.element_size() == 2
+    if is_persistent and can_copy_tiles(a) and (can_copy_tiles(b) or can_copy_tiles(b.t())):
         is_transposed = not can_copy_tiles(b)
         allow_descriptors(a.device)
         _matmul_persistent[(min(num_tiles(config, M, N), num_multiprocessors(a.device)),)](
@@ -265,7 +293,7 @@ def launch_matmul(
     )  # with addresses next to it, 128 × 256 would spill
     tiles = num_tiles(config, M, N)
     strides = (*a.stride(), *b.stride())
-    constants = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages, "PRECISION": "ieee"}
+    constants = {**config.blocks, "num_warps": config.num_warps, "num_stages": config.num_stages, "PRECISION": FLOAT32}
     length = triton.cdiv(triton.cdiv(K, plan.split), config.blocks["BLOCK_K"]) * config.blocks["BLOCK_K"]
     if plan.split == 1:
         _matmul[(tiles, 1)](
@@ -297,7 +325,7 @@ def sum_parts(
 
 def can_copy_tiles(x: torch.Tensor) -> bool:
     """Whether TMA can fetch tiles of x [R, C]: elements of a row adjacent, and rows that start at multiples of 16 bytes."""
-    if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9:
+    if device_limits(x.device).capability < 90:
         return False
     row_bytes = x.stride(0) * x.element_size()
     return x.stride(1) == 1 and row_bytes > 0 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0 and min(x.shape) > 0
@@ -324,25 +352,56 @@ def _specs() -> tuple[KernelSpec, ...]:
         "a_m_stride": "i32",
         "b_n_stride": "i32",
     }  # b is a weight [N, K]
-    unit = {"a_k_stride": 1, "b_k_stride": 1, "PRECISION": "ieee"}
+    unit = {"a_k_stride": 1, "b_k_stride": 1, "PRECISION": FLOAT32}
     split = {**plain, "c_ptr": "*fp32"}
     epilogue = {**plain, "bias_ptr": "*bf16", "residual_ptr": "*bf16", "residual_stride": "i32"}
     persistent = {**pointers, **sizes, "a_stride": "i32", "b_stride": "i32"}
     parts = {"parts_ptr": "*fp32", "c_ptr": "*bf16", "M": "i32", "N": "i32", "part_stride": "i32"}
     narrow = (CONFIGS[-1], *CONFIGS[-3:-1])
     sums = tuple(KernelConfig({"BLOCK": block}, warps, 1) for block, warps in ((1024, 4), (512, 4), (2048, 8)))
+    square, wide, extra = _square_work(4096), _few_rows_work(16, 4096, 14_336), 2 * (4096 + 4096**2)  # bias, residual
+    with_epilogue = Work(
+        f"{square.shape}, bias, GELU and residual",
+        square.cost._replace(num_bytes=square.cost.num_bytes + extra),
+        lambda config: (tiles := square.traffic(config))._replace(num_bytes=tiles.num_bytes + extra),
+        "bf16",
+    )
+    summed = programs_work(
+        "4 parts of 16 × 4096, fp32 to bf16",
+        Cost(flops=4 * 16 * 4096, num_bytes=(4 * 4 + 2) * 16 * 4096),
+        lambda config: 16 * -(-4096 // config.blocks["BLOCK"]),
+    )
     return (
-        KernelSpec("matmul", _matmul, plain, {**bare, **unit}, PLAIN_CONFIGS, tuple(plain), True),
+        KernelSpec("matmul", _matmul, plain, {**bare, **unit}, PLAIN_CONFIGS, tuple(plain), True, work=square),
         KernelSpec(
-            "matmul_epilogue", _matmul, epilogue, {**unit, "ACTIVATION": "gelu"}, PLAIN_CONFIGS, tuple(epilogue), True
+            "matmul_epilogue", _matmul, epilogue, {**unit, "ACTIVATION": "gelu"}, PLAIN_CONFIGS, tuple(epilogue), True,
+            work=with_epilogue,
         ),
-        KernelSpec("matmul_split_k", _matmul, split, {**bare, **unit}, narrow, tuple(split), True),
+        KernelSpec("matmul_split_k", _matmul, split, {**bare, **unit}, narrow, tuple(split), True, work=wide),
         KernelSpec(
             "matmul_persistent", _matmul_persistent, persistent, {**bare, "B_IS_TRANSPOSED": True}, CONFIGS[:3],
-            tuple(persistent), True,
+            tuple(persistent), True, work=square,
         ),
-        KernelSpec("matmul_sum_parts", _sum_parts, parts, {**bare, "SPLIT": 4}, sums, tuple(parts)),
+        KernelSpec("matmul_sum_parts", _sum_parts, parts, {**bare, "SPLIT": 4}, sums, tuple(parts), work=summed),
     )  # fmt: skip
+
+
+def _square_work(size: int) -> Work:
+    cost = matmul_cost(size, size, size, 2)
+    return Work(
+        f"{size} × {size} × {size}, bf16", cost, lambda config: product_traffic(config, size, size, size), "bf16"
+    )
+
+
+def _few_rows_work(M: int, N: int, K: int) -> Work:
+    """Split over K as it would be on 132 multiprocessors, each part written in float32."""
+
+    def traffic(config: KernelConfig) -> Traffic:
+        split = plan_split(num_tiles(config, M, N), K, 2 * 132)
+        return product_traffic(config, M, N, K, (2, 2, 4), split)
+
+    cost = Cost(flops=2 * M * N * K, num_bytes=2 * (M * K + K * N) + 4 * M * N)
+    return Work(f"{M} × {K} × {N}, bf16 to fp32", cost, traffic, "bf16")
 
 
 SPECS = _specs()

@@ -11,6 +11,7 @@ The speeds in `_TILES` are estimates, and only their ratios matter: measure with
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from kernels.spec import KernelConfig
@@ -50,11 +51,18 @@ PLAIN_CONFIGS = CONFIGS[1:]
 """Tiles that leave registers for addresses."""
 
 
+def float32_tile(rows: int) -> KernelConfig:
+    """Return the tile for float32 operands: twice the bytes, and three products for one. Loads and sums fill the registers."""
+    block_m = min(max(1 << (rows - 1).bit_length(), 16), 128)
+    return _tile(block_m, 64, 64 if block_m == 16 else 32, 8 if block_m == 128 else 4, 3)
+
+
 def num_tiles(config: KernelConfig, M: int, N: int) -> int:
     """Return how many tiles cover a result [M, N]."""
     return -(-M // config.blocks["BLOCK_M"]) * -(-N // config.blocks["BLOCK_N"])
 
 
+@lru_cache(maxsize=4096)
 def plan_matmul(M: int, N: int, K: int, num_multiprocessors: int) -> MatmulPlan:
     """Plan the product of [M, K] and [K, N].
 
@@ -63,7 +71,7 @@ def plan_matmul(M: int, N: int, K: int, num_multiprocessors: int) -> MatmulPlan:
     """
     rows = max(16, 1 << (M - 1).bit_length()) if M else 16
     plans = [
-        (_plan_tile(config, M, N, K, num_multiprocessors), speed)
+        (plan_tile(config, M, N, K, num_multiprocessors), speed)
         for config, speed in _TILES
         if config.blocks["BLOCK_M"] <= rows
     ]
@@ -76,7 +84,8 @@ def plan_matmul(M: int, N: int, K: int, num_multiprocessors: int) -> MatmulPlan:
     return min(plans, key=time)[0]
 
 
-def _plan_tile(config: KernelConfig, M: int, N: int, K: int, num_multiprocessors: int) -> MatmulPlan:
+def plan_tile(config: KernelConfig, M: int, N: int, K: int, num_multiprocessors: int) -> MatmulPlan:
+    """Plan the same product in given tiles: which kernel, and into how many parts the sum is cut."""
     tiles = num_tiles(config, M, N)
     is_narrow = config.blocks["BLOCK_M"] <= 32  # streams B and hardly computes: two programs hide each other's waits
     split = plan_split(tiles, K, num_multiprocessors * (2 if is_narrow else 1))

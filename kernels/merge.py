@@ -18,6 +18,7 @@ from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.work import Traffic, Work
 
 TILE_ROWS = 16
 """Rows times parts of a tile."""
@@ -30,7 +31,7 @@ def merge_attention_reference(outs: torch.Tensor, log_sum_exps: torch.Tensor) ->
     return Attended(torch.where(weights > 0, outs.float() * weights, 0.0).sum(0).to(outs.dtype), total)
 
 
-@jit
+@jit(varies=("num_rows", "num_parts"))
 def _merge_attention(
     outs_ptr, lses_ptr, out_ptr, lse_ptr, num_rows, num_parts,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -113,6 +114,19 @@ def merge_attention_cost(num_parts: int, num_tokens: int, num_heads: int, head_d
     return Cost(flops=num_parts * rows * (2 * head_dim + 3), num_bytes=num_bytes)
 
 
+def _work(num_parts: int, num_sequences: int, num_heads: int, head_dim: int) -> Work:
+    cost = merge_attention_cost(num_parts, num_sequences, num_heads, head_dim, 4)
+    num_rows = num_sequences * num_heads
+
+    def traffic(config: KernelConfig) -> Traffic:
+        block_rows, block_parts = config.blocks["BLOCK_R"], config.blocks["BLOCK_P"]
+        programs, turns = -(-num_rows // block_rows), -(-num_parts // block_parts)
+        flops = cost.flops * programs * block_rows * turns * block_parts // (num_rows * num_parts)
+        return Traffic(programs, flops, cost.num_bytes, 2 * turns)  # how much a part weighs, then the part
+
+    return Work(f"{num_parts} parts of {num_sequences} × {num_heads} heads of {head_dim}, fp32", cost, traffic)
+
+
 SPECS = (
     KernelSpec(
         "merge_attention",
@@ -131,5 +145,6 @@ SPECS = (
             for r, p, warps in ((1, 16, 4), (2, 8, 4), (8, 2, 4), (1, 16, 2))
         ),
         ("outs_ptr", "lses_ptr", "out_ptr", "lse_ptr", "num_rows"),
+        work=_work(16, 16, 32, 128),
     ),
 )

@@ -23,11 +23,13 @@ from kernels.activations import silu_mul
 from kernels.cost import Cost
 from kernels.dispatch import use_triton
 from kernels.library import operator
-from kernels.matmul_plan import CONFIGS
+from kernels.matmul_plan import CONFIGS, float32_tile
 from kernels.moe_align import Alignment, moe_align
 from kernels.spec import KernelConfig, KernelSpec
-from kernels.tiles import tile_in_groups, tile_product
+from kernels.tiles import FLOAT32, tile_in_groups, tile_product
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Traffic, Work, product_traffic, programs_work
 
 _TILES = {config.blocks["BLOCK_M"]: config for config in reversed(CONFIGS) if config.blocks["BLOCK_N"] <= 128}
 """The largest tile for each height, but for those that leave no registers for addresses."""
@@ -80,7 +82,7 @@ def grouped_matmul_reference(
     return y
 
 
-@jit
+@jit(varies=("num_slots", "num_blocks"))
 def _grouped_matmul(
     x_ptr, weight_ptr, y_ptr, slots_ptr, block_experts_ptr, num_slots, num_blocks, N, K,
     x_stride, expert_stride, weight_stride,
@@ -129,16 +131,26 @@ def grouped_matmul(
     N, num_slots = weight.shape[1], x.shape[0] * rows_repeat
     y = torch.empty((num_slots, N), dtype=x.dtype, device=x.device)
     if y.numel():
-        config = grouped_config(len(slots) // len(block_experts))
+        block_size, experts = len(slots) // len(block_experts), len(weight)
+        shape = {"block_size": block_size, "slots": bucket(num_slots), "N": N, "K": x.shape[1], "experts": experts}
+        config = _TUNED.config(
+            x.device,
+            {**shape, "dtype": x.dtype},
+            lambda: grouped_config(block_size, x.element_size()),
+            {"BLOCK_M": block_size},
+        )
         launch_grouped_matmul(config, x, weight, slots, block_experts, rows_repeat, y)
     return y
 
 
-def grouped_config(block_size: int) -> KernelConfig:
+_TUNED = Tunable("moe_matmul", (_grouped_matmul,), tuple(_TILES.values()))
+
+
+def grouped_config(block_size: int, dtype_bytes: int = 2) -> KernelConfig:
     """Return the tile for blocks of so many rows. Raises ValueError if it is not a power of two from 16 to 128."""
     if block_size not in _TILES:
         raise ValueError(f"blocks have {block_size} slots; it must be one of {', '.join(map(str, sorted(_TILES)))}")
-    return _TILES[block_size]
+    return _TILES[block_size] if dtype_bytes == 2 else float32_tile(block_size)
 
 
 def launch_grouped_matmul(
@@ -156,7 +168,7 @@ def launch_grouped_matmul(
     num_blocks, (num_slots, N) = len(block_experts), y.shape
     _grouped_matmul[(num_blocks * triton.cdiv(N, config.blocks["BLOCK_N"]),)](
         x, weight, y, slots, block_experts, num_slots, num_blocks, N, x.shape[1],
-        x.stride(0), weight.stride(0), weight.stride(1), ROWS_REPEAT=rows_repeat, PRECISION="ieee",
+        x.stride(0), weight.stride(0), weight.stride(1), ROWS_REPEAT=rows_repeat, PRECISION=FLOAT32,
         **config.blocks, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
@@ -226,14 +238,33 @@ def _specs() -> tuple[KernelSpec, ...]:
     aligned = tuple(name for name in grouped if name not in ("num_slots", "num_blocks"))
     combine: dict[str, Any] = {"y_ptr": "*bf16", "ids_ptr": "*i64", "weights_ptr": "*fp32", "result_ptr": "*bf16"}
     combine |= {"num_experts": "i32", "H": "i32"}
-    repeats = {"ROWS_REPEAT": 8, "PRECISION": "ieee"}
+    repeats = {"ROWS_REPEAT": 8, "PRECISION": FLOAT32}
     sums = tuple(KernelConfig({"BLOCK": block}, warps, 1) for block, warps in ((1024, 4), (512, 4), (2048, 8)))
+    num_experts, top_k, hidden, width = 128, 8, 2048, 2 * 768  # Qwen3-30B-A3B
+
+    def work(tokens: int) -> Work:
+        """gate_up, the tokens spread evenly over all experts."""
+        slots = tokens * top_k
+
+        def traffic(config: KernelConfig) -> Traffic:
+            programs, flops, num_bytes, turns, _ = product_traffic(config, slots // num_experts, width, hidden)
+            return Traffic(num_experts * programs, num_experts * flops, num_experts * num_bytes, turns + 2)
+
+        cost = grouped_matmul_cost(slots, tokens, width, hidden, num_experts, 2)
+        return Work(f"{tokens:,} tokens × {hidden}, {top_k} of {num_experts} experts, bf16", cost, traffic, "bf16")
+
+    many = tuple(_TILES.values())[::-1]
+    combined = programs_work(
+        f"4,096 tokens × {hidden}, {top_k} experts, bf16",
+        moe_combine_cost(4096, top_k, hidden, 2),
+        lambda config: 4096 * -(-hidden // config.blocks["BLOCK"]),
+        turns=2,
+    )
+    of_combine = ("y_ptr", "ids_ptr", "weights_ptr", "result_ptr", "H")
     return (
-        KernelSpec("moe_matmul", _grouped_matmul, grouped, repeats, tuple(_TILES.values())[::-1], aligned, True),
-        KernelSpec("moe_matmul_few", _grouped_matmul, grouped, repeats, (_TILES[16],), aligned, True),
-        KernelSpec(
-            "moe_combine", _combine, combine, {"TOP_K": 8}, sums, ("y_ptr", "ids_ptr", "weights_ptr", "result_ptr", "H")
-        ),
+        KernelSpec("moe_matmul", _grouped_matmul, grouped, repeats, many, aligned, True, work=work(4096)),
+        KernelSpec("moe_matmul_few", _grouped_matmul, grouped, repeats, (_TILES[16],), aligned, True, work=work(16)),
+        KernelSpec("moe_combine", _combine, combine, {"TOP_K": top_k}, sums, of_combine, work=combined),
     )
 
 

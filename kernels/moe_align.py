@@ -24,6 +24,7 @@ from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.work import Traffic, Work
 
 MAX_EXPERTS = 512
 _CHUNK = 1024
@@ -63,7 +64,7 @@ def moe_align_reference(
     return slots.flatten(), block_experts
 
 
-@jit
+@jit(varies=("num_slots",))
 def _count(ids_ptr, counts_ptr, num_slots, NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr):
     """Write how many slots of a chunk go to each expert; EXPERTS is NUM_EXPERTS, or the next power of 2."""
     chunk = tl.program_id(0)
@@ -74,7 +75,7 @@ def _count(ids_ptr, counts_ptr, num_slots, NUM_EXPERTS: tl.constexpr, EXPERTS: t
     tl.store(counts_ptr + chunk * EXPERTS + tl.arange(0, EXPERTS), counts)
 
 
-@jit
+@jit(varies=("num_chunks", "num_blocks"))
 def _begin(
     counts_ptr, block_experts_ptr, num_chunks, num_blocks,
     NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
@@ -102,7 +103,7 @@ def _begin(
         tl.store(block_experts_ptr + blocks, expert, mask=blocks < num_blocks)
 
 
-@jit
+@jit(varies=("num_slots",))
 def _scatter(
     ids_ptr, begin_ptr, slots_ptr, num_slots,
     NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
@@ -175,11 +176,35 @@ def _specs() -> tuple[KernelSpec, ...]:
     scatter = {"ids_ptr": "*i64", "begin_ptr": "*i32", "slots_ptr": "*i32", "num_slots": "i32"}
     rows = (_ROWS, KernelConfig({"ROWS": 16}, 8, 1), KernelConfig({"ROWS": 64}, 8, 1))
     chunks = tuple(KernelConfig({"CHUNK": _CHUNK}, warps, 1) for warps in (4, 8))
+    tokens, top_k, num_experts, block_size = 4096, 8, 128, 64
+    num_slots, shape = tokens * top_k, f"{tokens:,} tokens, {top_k} of {num_experts} experts, blocks of {block_size}"
+    num_chunks, room = -(-num_slots // _CHUNK), num_blocks(num_slots, num_experts, block_size)
+    table = num_chunks * num_experts * 4
+    counted, begun, scattered = (
+        Cost(num_slots, 8 * num_slots + table), Cost(2 * table // 4, 2 * table + 4 * room),
+        Cost(num_slots, 12 * num_slots + table),
+    )  # fmt: skip
+
+    def count_traffic(_: KernelConfig) -> Traffic:
+        return Traffic(num_chunks, *counted)
+
+    def begin_traffic(config: KernelConfig) -> Traffic:  # a single program: first the sums, then the places
+        turns = -(-num_chunks // config.blocks["ROWS"])
+        return Traffic(1, begun.flops + room * num_experts, begun.num_bytes + table, 2 * turns)
+
+    def scatter_traffic(config: KernelConfig) -> Traffic:  # it compares each slot with each expert
+        flops = 4 * num_slots * num_experts
+        return Traffic(num_chunks, flops, scattered.num_bytes, 1 + _CHUNK // config.blocks["ROWS"])
+
+    count_work, begin_work, scatter_work = (
+        Work(shape, counted, count_traffic), Work(shape, begun, begin_traffic), Work(shape, scattered, scatter_traffic)
+    )  # fmt: skip
+    in_blocks, in_chunks = {**sizes, "BLOCK_SIZE": block_size}, {**sizes, "CHUNK": _CHUNK}
     return (
-        KernelSpec("moe_count", _count, count, sizes, chunks, ("ids_ptr", "counts_ptr")),
-        KernelSpec("moe_begin", _begin, begin, {**sizes, "BLOCK_SIZE": 64}, rows, ("counts_ptr", "block_experts_ptr")),
+        KernelSpec("moe_count", _count, count, sizes, chunks, ("ids_ptr", "counts_ptr"), work=count_work),
+        KernelSpec("moe_begin", _begin, begin, in_blocks, rows, ("counts_ptr", "block_experts_ptr"), work=begin_work),
         KernelSpec(
-            "moe_scatter", _scatter, scatter, {**sizes, "CHUNK": _CHUNK}, rows, ("ids_ptr", "begin_ptr", "slots_ptr")
+            "moe_scatter", _scatter, scatter, in_chunks, rows, ("ids_ptr", "begin_ptr", "slots_ptr"), work=scatter_work
         ),
     )
 

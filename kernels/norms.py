@@ -22,6 +22,8 @@ from kernels.library import operator
 from kernels.rows import as_rows
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Work, rows_work
 
 MAX_COLUMNS = 1 << 16
 """More than fits into the registers of a block, spilled or not."""
@@ -103,7 +105,7 @@ def _launch_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, eps: float, *, adds: bool
 ) -> None:
     num_rows, num_columns = x.shape
-    config = row_config(num_columns)
+    config = tuned_row_config(_ADD_TUNED if adds else _TUNED, x)
     _rms_norm[(num_rows,)](
         x, residual, weight.contiguous(), y, num_columns, x.stride(0), residual.stride(0), eps,
         ADDS=adds, **config.blocks, num_warps=config.num_warps,
@@ -114,6 +116,14 @@ def row_config(num_columns: int) -> KernelConfig:
     """Return the launch for kernels with a program a row: 8 to 16 columns a thread, and all in one block."""
     block = triton.next_power_of_2(num_columns)
     return KernelConfig({"BLOCK": block}, num_warps=min(max(block // 512, 1), 16), num_stages=1)
+
+
+def tuned_row_config(tuned: Tunable, rows: torch.Tensor) -> KernelConfig:
+    """Return the measured launch of such a kernel for rows [R, W], or `row_config`."""
+    num_rows, num_columns = rows.shape
+    fixed = {"BLOCK": triton.next_power_of_2(num_columns)}
+    shape = {"rows": bucket(num_rows), "columns": num_columns, "dtype": rows.dtype}
+    return tuned.config(rows.device, shape, lambda: row_config(num_columns), fixed)
 
 
 def rms_norm_cost(num_tokens: int, hidden_size: int, dtype_bytes: int) -> Cost:
@@ -161,7 +171,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
     rows = as_rows(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if rows.numel():
-        config = row_config(rows.shape[1])
+        config = tuned_row_config(_LAYER_TUNED, rows)
         _layer_norm[(rows.shape[0],)](
             rows, weight.contiguous(), bias.contiguous(), y, rows.shape[1], rows.stride(0), eps,
             **config.blocks, num_warps=config.num_warps,
@@ -175,18 +185,32 @@ def layer_norm_cost(num_tokens: int, hidden_size: int, dtype_bytes: int) -> Cost
     return Cost(flops=7 * elements, num_bytes=(2 * elements + 2 * hidden_size) * dtype_bytes)
 
 
+_CONFIGS = tuple(KernelConfig({"BLOCK": 4096}, warps, 1) for warps in (8, 4, 16))
+_TUNED, _ADD_TUNED = (Tunable(name, (_rms_norm,), _CONFIGS) for name in ("rms_norm", "add_rms_norm"))
+_LAYER_TUNED = Tunable("layer_norm", (_layer_norm,), _CONFIGS)
+
+
 def _specs() -> tuple[KernelSpec, ...]:
     pointers: dict[str, Any] = dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "y_ptr"), "*bf16")
     sizes = {"num_columns": "i32", "x_stride": "i32", "residual_stride": "i32"}
     aligned = (*pointers, *sizes)
-    configs = tuple(KernelConfig({"BLOCK": 4096}, warps, 1) for warps in (8, 4, 16))
     layer = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "bias_ptr": "*bf16", "y_ptr": "*bf16", "num_columns": "i32"}
     layer["x_stride"] = "i32"
+    tokens, hidden = 16_384, 4096
+
+    def work(cost: Cost, num_weights: int = 1) -> Work:  # each program reads the weight again
+        return rows_work(f"{tokens:,} × {hidden:,}, bf16", cost, tokens, hidden, again=2 * num_weights * hidden)
+
+    alone, added = (cost(tokens, hidden, 2) for cost in (rms_norm_cost, add_rms_norm_cost))
+    arguments = {**pointers, **sizes, "eps": "fp32"}
     return (
-        KernelSpec("rms_norm", _rms_norm, {**pointers, **sizes, "eps": "fp32"}, {"ADDS": False}, configs, aligned),
-        KernelSpec("add_rms_norm", _rms_norm, {**pointers, **sizes, "eps": "fp32"}, {"ADDS": True}, configs, aligned),
-        KernelSpec("layer_norm", _layer_norm, {**layer, "eps": "fp32"}, {}, configs, tuple(layer)),
-    )
+        KernelSpec("rms_norm", _rms_norm, arguments, {"ADDS": False}, _CONFIGS, aligned, work=work(alone)),
+        KernelSpec("add_rms_norm", _rms_norm, arguments, {"ADDS": True}, _CONFIGS, aligned, work=work(added)),
+        KernelSpec(
+            "layer_norm", _layer_norm, {**layer, "eps": "fp32"}, {}, _CONFIGS, tuple(layer),
+            work=work(layer_norm_cost(tokens, hidden, 2), num_weights=2),
+        ),
+    )  # fmt: skip
 
 
 SPECS = _specs()

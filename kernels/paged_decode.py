@@ -20,19 +20,24 @@ the longest one finishes last), on a single query head a KV head (15 of 16 rows 
 against a kernel that all sequences with one prefix share (cascade attention), which reads the prefix once.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from kernels.attention_keys import Keys, check_log_sum_exp, check_metadata, device_limits
+from kernels.attention_keys import Keys, check_log_sum_exp, check_metadata
 from kernels.attention_tile import LOG2_E, attend_reference, attend_tile, finish
+from kernels.attention_traffic import KEY_NAMES, decode_traffic
 from kernels.cost import Cost
+from kernels.device import device_limits
 from kernels.dispatch import use_triton
 from kernels.flash_attention import flash_attention_cost
 from kernels.library import operator
 from kernels.merge import launch_merge
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Work
 
 RESIDENT = 4
 """Program instances that a multiprocessor has room for (by its registers), in the first config."""
@@ -56,7 +61,7 @@ def paged_decode_reference(
     return out
 
 
-@jit
+@jit(varies=("table_ptr", "key_lens_ptr", "table_stride"))
 def _paged_decode(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, key_lens_ptr, out_ptr, lse_ptr,
     q_token_stride, q_head_stride, k_page_stride, k_token_stride, k_head_stride, v_page_stride, v_token_stride, v_head_stride,
@@ -83,7 +88,7 @@ def _paged_decode(
     heads = tl.arange(0, BLOCK_G)
     columns = tl.arange(0, BLOCK_D)
     real = (heads < GROUP)[:, None] & (columns < HEAD_DIM)[None, :]
-    q_ptr += sequence.to(tl.int64) * q_token_stride + kv_head * GROUP * q_head_stride
+    q_ptr += sequence.to(tl.int64) * q_token_stride + kv_head.to(tl.int64) * GROUP * q_head_stride
     query = tl.load(q_ptr + heads[:, None] * q_head_stride + columns[None, :], mask=real, other=0.0).to(
         COMPUTE
     )  # [G, D]
@@ -114,9 +119,12 @@ def num_splits(batch: int, num_kv_heads: int, max_key_len: int, multiprocessors:
     A wave is what the machine runs at once. With 600 program instances for 528 places, the second wave is nearly empty:
     57 % busy.
     """
-    places, instances = RESIDENT * multiprocessors, max(batch * num_kv_heads, 1)
     most = max(min(max_key_len // MIN_SPLIT_TOKENS, MAX_SPLITS), 1)
+    return _fewest_splits(max(batch * num_kv_heads, 1), most, RESIDENT * multiprocessors)
 
+
+@lru_cache(maxsize=4096)  # every layer asks
+def _fewest_splits(instances: int, most: int, places: int) -> int:
     def busy(splits: int) -> float:
         waves = instances * splits / places
         return waves / -(-instances * splits // places)
@@ -177,7 +185,10 @@ def paged_decode(
     if splits > 1:
         outs = torch.empty((splits, *query.shape), dtype=torch.float32, device=query.device)
         lses = torch.empty((splits, num_sequences, num_heads), dtype=torch.float32, device=query.device)
-    config = launch_config(kv_cache.element_size())
+    heads = (num_heads, num_kv_heads, head_dim)
+    shape = {"batch": bucket(num_sequences), "keys": bucket(longest), "heads": heads, "page": kv_cache.shape[1]}
+    kinds = {"dtype": query.dtype, "cache": kv_cache.dtype}
+    config = _TUNED.config(query.device, {**shape, **kinds}, lambda: launch_config(query.element_size()))
     _paged_decode[(num_kv_heads, num_sequences, splits)](
         q_ptr=query, table_ptr=block_tables, key_lens_ptr=key_lens, out_ptr=outs, lse_ptr=lses,
         q_token_stride=query.stride(0), q_head_stride=query.stride(1), table_stride=block_tables.stride(0),
@@ -204,9 +215,26 @@ CONFIGS = tuple(
 )
 
 
-def launch_config(cache_bytes: int) -> KernelConfig:
-    """Return the tile for a cache of so many bytes an element, unless it is tuned: float32 keys take twice the room."""
-    return KernelConfig({"BLOCK_N": 32}, num_warps=4, num_stages=2) if cache_bytes == 4 else CONFIGS[0]
+def launch_config(dtype_bytes: int) -> KernelConfig:
+    """Return the tile for a query of so many bytes an element, unless it is tuned: float32 takes twice the room."""
+    return KernelConfig({"BLOCK_N": 32}, num_warps=4, num_stages=2) if dtype_bytes == 4 else CONFIGS[0]
+
+
+_TUNED = Tunable("paged_decode", (_paged_decode,), CONFIGS)
+
+
+def _work(kv: str) -> Work:
+    """64 sequences of 4,096 with the heads of Llama-3-8B, split as they would be on 132 multiprocessors."""
+    batch, length, num_heads, num_kv_heads, head_dim = 64, 4096, 32, 8, 128
+    kv_bytes = None if kv == "bf16" else 1
+    key_bytes = 2 * head_dim * 2 if kv_bytes is None else 2 * head_dim + 8
+    splits, group = num_splits(batch, num_kv_heads, length, 132), num_heads // num_kv_heads
+    return Work(
+        f"{batch} sequences of {length}, {num_heads} / {num_kv_heads} heads of {head_dim}, {KEY_NAMES[kv]}",
+        paged_decode_cost([length] * batch, num_heads, num_kv_heads, head_dim, 2, kv_bytes),
+        lambda config: decode_traffic(config, batch, length, group, num_kv_heads, head_dim, key_bytes, splits),
+        "bf16",
+    )
 
 
 def _specs() -> tuple[KernelSpec, ...]:
@@ -224,7 +252,8 @@ def _specs() -> tuple[KernelSpec, ...]:
         strides += ["q_token_stride", "q_head_stride"]
         sizes = dict.fromkeys([*strides, "scale_page_stride", "scale_token_stride", "table_stride"], "i32")
         signature = {**pointers, **sizes, "log2_scale": "fp32", "window": "i32"}
-        return KernelSpec(name, _paged_decode, signature, constants, CONFIGS, (*pointers, *strides), True, capability)
+        aligned = (*pointers, *strides)
+        return KernelSpec(name, _paged_decode, signature, constants, CONFIGS, aligned, True, capability, work=_work(kv))
 
     return spec("paged_decode", "bf16"), spec("paged_decode_int8", "i8"), spec("paged_decode_fp8", "fp8e4nv", 89)
 

@@ -18,16 +18,17 @@ It wins where the product after it is faster in 8 bits by more than this pass co
 norm or an activation that quantizes what it still has in its registers.
 """
 
-from functools import cache
-
 import torch
 
 from kernels.cost import Cost
+from kernels.device import device_limits
 from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.rows import as_rows
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import is_interpreting, jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import chunks_work, rows_work
 
 FLOOR = 2.0**-100
 """limit / FLOOR is still a finite float32."""
@@ -137,9 +138,8 @@ def quantize_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _launch(x, torch.float8_e4m3fn, FP8_LIMIT, "fp8" if _converts_fp8(x.device) else "fp8_bits")
 
 
-@cache
 def _converts_fp8(device: torch.device) -> bool:
-    return not is_interpreting() and torch.cuda.get_device_capability(device) >= (8, 9)
+    return not is_interpreting() and device_limits(device).capability >= 89
 
 
 def _check(x: torch.Tensor) -> None:
@@ -156,7 +156,11 @@ def _launch(x: torch.Tensor, dtype: torch.dtype, limit: float, kind: str) -> tup
     scales = torch.empty([*x.shape[:-1], 1], dtype=torch.float32, device=x.device)
     if num_rows:
         fits = num_columns <= MAX_COLUMNS_IN_REGISTERS
-        config = quantize_config(num_columns) if fits else CHUNK
+        shape = {"rows": bucket(num_rows), "columns": num_columns, "kind": kind, "dtype": x.dtype}
+        config = CHUNK
+        if fits:
+            fixed = {"BLOCK": max(triton.next_power_of_2(num_columns), 512)}
+            config = _TUNED.config(x.device, shape, lambda: quantize_config(num_columns), fixed)
         _quantize[(num_rows,)](
             rows, values.view(torch.uint8) if kind == "fp8_bits" else values, scales, num_columns, rows.stride(0),
             LIMIT=limit, KIND=kind, FLOOR=FLOOR, FITS=fits, **config.blocks, num_warps=config.num_warps,
@@ -176,6 +180,10 @@ def quantize_cost(num_tokens: int, hidden_size: int, dtype_bytes: int) -> Cost:
     return Cost(flops=6 * elements, num_bytes=elements * (dtype_bytes + 1) + 4 * num_tokens)
 
 
+_CONFIGS = tuple(KernelConfig({"BLOCK": 4096}, warps, 1) for warps in (8, 4, 16))
+_TUNED = Tunable("quantize", (_quantize,), _CONFIGS)
+
+
 def _specs() -> tuple[KernelSpec, ...]:
     def spec(name: str, values: str, kind: str, *, fits: bool = True, min_capability: int = 80) -> KernelSpec:
         arguments = {
@@ -186,10 +194,17 @@ def _specs() -> tuple[KernelSpec, ...]:
             "x_stride": "i32",
         }
         constants = {"LIMIT": INT8_LIMIT if kind == "int8" else FP8_LIMIT, "KIND": kind, "FLOOR": FLOOR, "FITS": fits}
-        configs = tuple(KernelConfig({"BLOCK": 4096}, warps, 1) for warps in (8, 4, 16)) if fits else (CHUNK,)
-        return KernelSpec(
-            name, _quantize, arguments, constants, configs, tuple(arguments), min_capability=min_capability
+        configs = _CONFIGS if fits else (CHUNK,)
+        tokens, hidden = (16_384, 4096) if fits else (256, 151_936)
+        shape, cost = f"{tokens:,} × {hidden:,}, bf16", quantize_cost(tokens, hidden, 2)
+        held, twice = (
+            rows_work(shape, cost, tokens, hidden),
+            chunks_work(shape, cost, tokens, hidden, 2 * hidden, passes=2),
         )
+        return KernelSpec(
+            name, _quantize, arguments, constants, configs, tuple(arguments), min_capability=min_capability,
+            work=held if fits else twice,
+        )  # fmt: skip
 
     return (
         spec("quantize_int8", "*i8", "int8"),

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kernels.chips import Unit
 from kernels.cost import Cost
+from kernels.device import device_limits
 from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.matmul import allow_descriptors, check_product, num_multiprocessors
@@ -31,6 +33,8 @@ from kernels.matmul_plan import CONFIGS, num_tiles, plan_matmul
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.tiles import tile_in_groups
 from kernels.triton_api import jit, tl
+from kernels.tuned import Tunable, bucket
+from kernels.work import Traffic, Work, product_traffic
 
 FP8 = torch.float8_e4m3fn
 
@@ -49,7 +53,7 @@ def scaled_matmul_reference(
     return (c if bias is None else c + bias.float()).to(dtype)
 
 
-@jit
+@jit(varies=("M",))
 def _scaled_matmul(
     a_ptr, b_ptr, c_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, M, N, K, a_stride, b_stride,
     PROMOTES: tl.constexpr, SUM: tl.constexpr,
@@ -59,6 +63,7 @@ def _scaled_matmul(
     b_tiles = tl.make_tensor_descriptor(b_ptr, [N, K], [b_stride, 1], [BLOCK_N, BLOCK_K])
     num_tiles_m = tl.cdiv(M, BLOCK_M)
     num_tiles_n = tl.cdiv(N, BLOCK_N)
+    finished = tl.program_id(0) - tl.num_programs(0)  # runs behind `tile`: what ends one tile must not hold up the next
     for tile in tl.range(tl.program_id(0), num_tiles_m * num_tiles_n, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_in_groups(tile, num_tiles_m, num_tiles_n, GROUP)
         accumulator = tl.zeros((BLOCK_M, BLOCK_N), SUM)
@@ -69,6 +74,8 @@ def _scaled_matmul(
                 accumulator = tl.dot(a, b, accumulator, max_num_imprecise_acc=BLOCK_K, out_dtype=SUM)
             else:
                 accumulator = tl.dot(a, b, accumulator, out_dtype=SUM)
+        finished += tl.num_programs(0)
+        tile_m, tile_n = tile_in_groups(finished, num_tiles_m, num_tiles_n, GROUP)
         rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         row_scale = tl.load(row_scale_ptr + rows, mask=rows < M, other=0.0)
@@ -111,17 +118,19 @@ def scaled_matmul(
             f"{list(column_scale.shape)}; they must be torch.float32 [{M}] and [{N}]"
         )
     tensors = (a, b, row_scale, column_scale)
-    if not use_triton(*tensors if bias is None else (*tensors, bias)) or not _multiplies(a):
+    if not use_triton(*tensors if bias is None else (*tensors, bias)) or not _multiplies(a) or not a.shape[1]:
         return scaled_matmul_reference(*tensors, bias, dtype)
     c = torch.empty((M, N), dtype=dtype, device=a.device)
     if c.numel():
-        config = scaled_config(M, N, a.shape[1], num_multiprocessors(a.device), fast_accumulation or a.dtype != FP8)
+        K, is_fast = a.shape[1], fast_accumulation or a.dtype != FP8
+        shape = {"M": bucket(M), "N": N, "K": K, "dtype": a.dtype, "fast": is_fast}
+        config = _TUNED.config(a.device, shape, lambda: scaled_config(M, N, K, num_multiprocessors(a.device), is_fast))
         launch_scaled_matmul(config, *tensors, bias, c, fast_accumulation)
     return c
 
 
 def _multiplies(x: torch.Tensor) -> bool:
-    return x.dtype == torch.int8 or not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 9)
+    return x.dtype == torch.int8 or device_limits(x.device).capability >= 89
 
 
 def scaled_config(M: int, N: int, K: int, num_multiprocessors: int, fast_accumulation: bool) -> KernelConfig:
@@ -135,6 +144,10 @@ def scaled_config(M: int, N: int, K: int, num_multiprocessors: int, fast_accumul
 def _of_bytes(config: KernelConfig) -> KernelConfig:
     blocks = {**config.blocks, "BLOCK_K": 2 * config.blocks["BLOCK_K"]}
     return KernelConfig(blocks, config.num_warps, config.num_stages)
+
+
+_CONFIGS = tuple(map(_of_bytes, CONFIGS))
+_TUNED = Tunable("scaled_matmul", (_scaled_matmul,), _CONFIGS)
 
 
 def launch_scaled_matmul(
@@ -179,13 +192,23 @@ def _specs() -> tuple[KernelSpec, ...]:
         signature |= dict.fromkeys(("M", "N", "K", "a_stride", "b_stride"), "i32")
         constants = {"bias_ptr": None, "PROMOTES": promotes, "SUM": total}
         capability = 80 if element == "i8" else 89
-        return KernelSpec(name, _scaled_matmul, signature, constants, configs, tuple(signature), True, capability)
+        unit: Unit = "int8" if element == "i8" else "fp8"
+        work = Work(f"{size} × {size} × {size}, {unit}", scaled_matmul_cost(size, size, size, 2), traffic, unit)
+        aligned = tuple(signature)
+        return KernelSpec(name, _scaled_matmul, signature, constants, configs, aligned, True, capability, work=work)
 
-    configs = tuple(map(_of_bytes, CONFIGS))
+    size = 4096
+
+    def traffic(config: KernelConfig) -> Traffic:
+        tiles = product_traffic(config, size, size, size, (1, 1, 2))
+        return tiles._replace(
+            num_bytes=tiles.num_bytes + 4 * tiles.programs * (config.blocks["BLOCK_M"] + config.blocks["BLOCK_N"])
+        )
+
     return (
-        spec("int8_matmul", "i8", tl.int32, False, configs[:5]),
-        spec("fp8_matmul", "fp8e4nv", tl.float32, False, configs[:5]),
-        spec("fp8_matmul_promoted", "fp8e4nv", tl.float32, True, configs[1:5]),
+        spec("int8_matmul", "i8", tl.int32, False, _CONFIGS[:5]),
+        spec("fp8_matmul", "fp8e4nv", tl.float32, False, _CONFIGS[:5]),
+        spec("fp8_matmul_promoted", "fp8e4nv", tl.float32, True, _CONFIGS[1:5]),
     )
 
 

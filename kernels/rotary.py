@@ -22,6 +22,8 @@ from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Traffic, Work
 
 CONFIGS = tuple(KernelConfig({"BLOCK_HEADS": heads}, warps, 1) for heads, warps in ((8, 2), (16, 4), (8, 4), (4, 1)))
 
@@ -81,6 +83,9 @@ def _rotary(
         )  # fmt: skip
 
 
+_TUNED = Tunable("rotary", (_rotary,), CONFIGS)
+
+
 @operator(lambda heads, cos, sin: torch.empty_like(heads, memory_format=torch.contiguous_format))
 def apply_rotary(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn every head by its token's position.
@@ -134,7 +139,8 @@ def _launch(
 ) -> None:
     num_tokens, num_query_heads, head_dim = query.shape
     num_key_heads = key.shape[1]
-    config = CONFIGS[0]
+    shape = {"tokens": bucket(num_tokens), "heads": (num_query_heads, num_key_heads, head_dim), "dtype": query.dtype}
+    config = _TUNED.config(query.device, shape, lambda: CONFIGS[0])
     num_blocks = sum(triton.cdiv(heads, config.blocks["BLOCK_HEADS"]) for heads in (num_query_heads, num_key_heads))
     if not (num_tokens and num_blocks and head_dim):
         return
@@ -163,7 +169,17 @@ def _specs() -> tuple[KernelSpec, ...]:
     counts = ("num_query_heads", "num_key_heads", *places, "cos_stride", "sin_stride")
     arguments = {**dict.fromkeys(pointers, "*bf16"), **dict.fromkeys(counts, "i32")}
     aligned = (*pointers, *counts[2:])
-    return (KernelSpec("rotary", _rotary, arguments, {"HALF": 64, "BLOCK_HALF": 64}, CONFIGS, aligned),)
+    tokens, num_heads, num_kv_heads, head_dim = 16_384, 32, 8, 128
+    cost = apply_rotary_cost(tokens, num_heads + num_kv_heads, head_dim, 2)
+
+    def traffic(config: KernelConfig) -> Traffic:
+        programs = sum(-(-heads // config.blocks["BLOCK_HEADS"]) for heads in (num_heads, num_kv_heads))  # a token
+        again = 2 * head_dim * 2 * (programs - 1)  # each reads the token's cos and sin
+        flops = cost.flops * programs * config.blocks["BLOCK_HEADS"] // (num_heads + num_kv_heads)
+        return Traffic(tokens * programs, flops, cost.num_bytes + tokens * again)
+
+    work = Work(f"{tokens:,} tokens, {num_heads} + {num_kv_heads} heads of {head_dim}, bf16", cost, traffic)
+    return (KernelSpec("rotary", _rotary, arguments, {"HALF": 64, "BLOCK_HALF": 64}, CONFIGS, aligned, work=work),)
 
 
 SPECS = _specs()

@@ -41,6 +41,8 @@ from kernels.sampling_search import (
 )
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl
+from kernels.tuned import Tunable, bucket
+from kernels.work import chunks_work
 
 NO_TOKEN = -1
 MIN_TEMPERATURE = 1e-6
@@ -137,7 +139,7 @@ def _share(top_p, weight):
     return tl.maximum(tl.ceil(top_p.to(tl.float64) * weight.to(tl.float64)).to(tl.int64), 1)
 
 
-@jit
+@jit(varies=("temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr", "seed_ptr", "step_ptr"))
 def _sample(
     logits_ptr, out_ptr, values_ptr, indices_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, step_ptr,
     num_columns, row_stride, DRAWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -237,6 +239,7 @@ def filter_logits(
     return kept
 
 
+_TUNED = Tunable("sample", (_sample,), CONFIGS)
 _DTYPES = {"top_k": torch.int32, "seeds": torch.int64, "steps": torch.int64}
 
 
@@ -254,13 +257,15 @@ def _check(logits: torch.Tensor, parameters: dict[str, torch.Tensor]) -> None:
 
 
 def launch(
-    logits: torch.Tensor, out: torch.Tensor, *parameters: torch.Tensor, draws: bool, config: KernelConfig = CONFIGS[0]
+    logits: torch.Tensor, out: torch.Tensor, *parameters: torch.Tensor, draws: bool, config: KernelConfig | None = None
 ) -> None:  # fmt: skip
     """Launch with a config of one's own: the result is the same. parameters: from temperature to steps, as in `sample`."""
     num_rows, num_columns = logits.shape
     if not num_rows:
         return
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    shape = {"rows": bucket(num_rows), "columns": num_columns, "dtype": logits.dtype, "draws": draws}
+    config = config or _TUNED.config(logits.device, shape, lambda: CONFIGS[0])
     room = (num_rows, config.blocks["BLOCK"])
     values = torch.empty(room, dtype=logits.dtype, device=logits.device)
     indices = torch.empty(room, dtype=torch.int32, device=logits.device)
@@ -284,9 +289,13 @@ def _specs() -> tuple[KernelSpec, ...]:
     signature = {**pointers, **by_row, **counters, "num_columns": "i32", "row_stride": "i32"}
     aligned = tuple(signature)
     filtering = {**signature, "out_ptr": "*bf16", "seed_ptr": "*i32", "step_ptr": "*i32"}
+    rows, vocabulary = 256, 151_936
+    shape, drawn = f"{rows} × {vocabulary:,}, bf16", sample_cost(rows, vocabulary, 2)
+    kept = Cost(drawn.flops, 2 * drawn.num_bytes)
+    draws, filters = (chunks_work(shape, cost, rows, vocabulary, 2 * vocabulary, passes=2) for cost in (drawn, kept))
     return (
-        KernelSpec("sample", _sample, signature, {"DRAWS": True}, CONFIGS, aligned),
-        KernelSpec("filter_logits", _sample, filtering, {"DRAWS": False}, CONFIGS, aligned),
+        KernelSpec("sample", _sample, signature, {"DRAWS": True}, CONFIGS, aligned, work=draws),
+        KernelSpec("filter_logits", _sample, filtering, {"DRAWS": False}, CONFIGS, aligned, work=filters),
     )
 
 

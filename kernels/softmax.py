@@ -24,6 +24,8 @@ from kernels.library import operator
 from kernels.rows import as_rows
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Work, chunks_work, rows_work
 
 MAX_COLUMNS_IN_REGISTERS = 1 << 15
 """32 warps, as many as a block can have, hold 32 float32 of it in each thread; at the next power of two they spill."""
@@ -37,7 +39,7 @@ def softmax_reference(x: torch.Tensor) -> torch.Tensor:
     return torch.softmax(x, dim=-1).contiguous()
 
 
-@jit
+@jit(varies=("num_rows",))
 def _softmax(x_ptr, y_ptr, num_rows, num_columns, x_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
@@ -87,12 +89,16 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
         return y
     num_rows, num_columns = rows.shape
     if num_columns > MAX_COLUMNS_IN_REGISTERS:
-        config = CHUNK_CONFIGS[0]
+        shape = {"rows": bucket(num_rows), "columns": num_columns, "dtype": x.dtype}
+        config = _CHUNKS_TUNED.config(x.device, shape, lambda: CHUNK_CONFIGS[0])
         _softmax_in_chunks[(num_rows,)](
             rows, y, num_columns, rows.stride(0), **config.blocks, num_warps=config.num_warps
         )
     else:
-        config = softmax_config(num_columns)
+        fixed = {"BLOCK": triton.next_power_of_2(num_columns)}
+        shape = {"rows": bucket(num_rows), "columns": num_columns, "dtype": x.dtype}
+        tuned = _SHORT_TUNED if 2 * num_columns <= TILE else _TUNED
+        config = tuned.config(x.device, shape, lambda: softmax_config(num_columns), fixed)
         grid = (triton.cdiv(num_rows, config.blocks["ROWS"]),)
         _softmax[grid](
             rows, y, num_rows, num_columns, rows.stride(0), **config.blocks, num_warps=config.num_warps
@@ -114,18 +120,35 @@ def softmax_cost(num_rows: int, num_columns: int, dtype_bytes: int) -> Cost:
     return Cost(flops=5 * elements, num_bytes=2 * elements * dtype_bytes)
 
 
+_CONFIGS = tuple(KernelConfig({"ROWS": 1, "BLOCK": 4096}, warps, 1) for warps in (8, 4, 16))
+_SHORT_CONFIGS = tuple(
+    KernelConfig({"ROWS": rows, "BLOCK": 128}, warps, 1) for rows, warps in ((16, 4), (8, 4), (32, 8))
+)
+_TUNED = Tunable("softmax", (_softmax,), _CONFIGS)
+_SHORT_TUNED = Tunable("softmax_short_rows", (_softmax,), _SHORT_CONFIGS)
+_CHUNKS_TUNED = Tunable("softmax_in_chunks", (_softmax_in_chunks,), CHUNK_CONFIGS)
+
+
 def _specs() -> tuple[KernelSpec, ...]:
     arguments = {"x_ptr": "*bf16", "y_ptr": "*bf16", "num_rows": "i32", "num_columns": "i32", "x_stride": "i32"}
     chunked = {name: kind for name, kind in arguments.items() if name != "num_rows"}
     aligned = tuple(chunked)
-    configs = tuple(KernelConfig({"ROWS": 1, "BLOCK": 4096}, warps, 1) for warps in (8, 4, 16))
     widest = KernelConfig({"ROWS": 1, "BLOCK": MAX_COLUMNS_IN_REGISTERS}, 32, 1)
-    short = tuple(KernelConfig({"ROWS": rows, "BLOCK": 128}, warps, 1) for rows, warps in ((16, 4), (8, 4), (32, 8)))
+
+    def work(num_rows: int, num_columns: int) -> Work:
+        shape, cost = f"{num_rows:,} × {num_columns:,}, bf16", softmax_cost(num_rows, num_columns, 2)
+        if num_columns > MAX_COLUMNS_IN_REGISTERS:
+            return chunks_work(shape, cost, num_rows, num_columns, 2 * num_columns, passes=2)
+        return rows_work(shape, cost, num_rows, num_columns)
+
+    widest_work = work(2048, MAX_COLUMNS_IN_REGISTERS)
     return (
-        KernelSpec("softmax", _softmax, arguments, {}, configs, aligned),
-        KernelSpec("softmax_short_rows", _softmax, arguments, {}, short, aligned),
-        KernelSpec("softmax_widest_rows", _softmax, arguments, {}, (widest,), aligned),
-        KernelSpec("softmax_in_chunks", _softmax_in_chunks, chunked, {}, CHUNK_CONFIGS, aligned),
+        KernelSpec("softmax", _softmax, arguments, {}, _CONFIGS, aligned, work=work(16_384, 4096)),
+        KernelSpec("softmax_short_rows", _softmax, arguments, {}, _SHORT_CONFIGS, aligned, work=work(1 << 19, 128)),
+        KernelSpec("softmax_widest_rows", _softmax, arguments, {}, (widest,), aligned, work=widest_work),
+        KernelSpec(
+            "softmax_in_chunks", _softmax_in_chunks, chunked, {}, CHUNK_CONFIGS, aligned, work=work(256, 151_936)
+        ),
     )
 
 

@@ -30,6 +30,7 @@ from kernels.library import operator
 from kernels.rows import as_rows
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
+from kernels.work import Traffic, Work, programs_work
 
 MAX_K = 64
 MERGE_BLOCK = 2048
@@ -55,7 +56,7 @@ def _ordered(x, BITS: tl.constexpr):
     return bits ^ tl.where(bits >= SIGN, 2 * SIGN - 1, SIGN).to(tl.uint32)
 
 
-@jit
+@jit(varies=("k",))
 def _select(x_ptr, candidates_ptr, num_columns, x_stride, k, BITS: tl.constexpr, BLOCK: tl.constexpr):
     tiles_per_row = tl.cdiv(num_columns, BLOCK)
     row = (tl.program_id(0) // tiles_per_row).to(tl.int64)
@@ -75,7 +76,7 @@ def _select(x_ptr, candidates_ptr, num_columns, x_stride, k, BITS: tl.constexpr,
     tl.store(candidates_ptr + tl.program_id(0).to(tl.int64) * k + place, columns, mask=taken)
 
 
-@jit
+@jit(varies=("num_candidates", "k"))
 def _merge(
     x_ptr, candidates_ptr, values_ptr, indices_ptr, num_columns, num_candidates, x_stride, k,
     BITS: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
@@ -159,13 +160,35 @@ def _specs() -> tuple[KernelSpec, ...]:
     merge = {"x_ptr": "*bf16", "candidates_ptr": "*i32", "values_ptr": "*bf16", "indices_ptr": "*i64"}
     merge |= {"num_columns": "i32", "num_candidates": "i32", "x_stride": "i32", "k": "i32"}
     merges = tuple(KernelConfig({"K": MAX_K, "BLOCK": MERGE_BLOCK}, warps, 1) for warps in (8, 4, 16))
+    rows, vocabulary, listed = 256, 151_936, 38 * MAX_K  # candidates of a row, 64 of each of its 38 tiles
+
+    def selection(dtype_bytes: int) -> Work:
+        cost = top_k_cost(rows, vocabulary, MAX_K, dtype_bytes)
+        shape = f"{MAX_K} of {rows} × {vocabulary:,}, {'bf16' if dtype_bytes == 2 else 'fp32'}"
+        return programs_work(shape, cost, lambda config: rows * -(-vocabulary // config.blocks["BLOCK"]))
+
+    merge_cost = Cost(
+        flops=rows * listed * 21, num_bytes=rows * (listed * (4 + 2) + MAX_K * (2 + 8))
+    )  # log₂² of 64 / 2
+
+    def merge_traffic(config: KernelConfig) -> Traffic:
+        if config.blocks["K"] < MAX_K:
+            raise ValueError(f"K = {config.blocks['K']} keeps fewer than the {MAX_K} largest")
+        turns = 2 * -(-listed // config.blocks["BLOCK"])  # candidates, then what they point at
+        return Traffic(rows, merge_cost.flops, merge_cost.num_bytes, turns)
+
+    merged = Work(f"{MAX_K} of {rows} × {listed:,} candidates, bf16", merge_cost, merge_traffic)
+    fp32 = {**select, "x_ptr": "*fp32"}
+    select_names, merge_names = tuple(select), tuple(merge)
     return (
-        KernelSpec("top_k_select", _select, select, {"BITS": 16}, SELECT_CONFIGS, tuple(select)),
         KernelSpec(
-            "top_k_select_fp32", _select, {**select, "x_ptr": "*fp32"}, {"BITS": 32}, SELECT_CONFIGS, tuple(select)
+            "top_k_select", _select, select, {"BITS": 16}, SELECT_CONFIGS, select_names, work=selection(2)
         ),
-        KernelSpec("top_k_merge", _merge, merge, {"BITS": 16}, merges, tuple(merge)),
-    )
+        KernelSpec(
+            "top_k_select_fp32", _select, fp32, {"BITS": 32}, SELECT_CONFIGS, select_names, work=selection(4)
+        ),
+        KernelSpec("top_k_merge", _merge, merge, {"BITS": 16}, merges, merge_names, work=merged),
+    )  # fmt: skip
 
 
 SPECS = _specs()

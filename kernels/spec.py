@@ -5,7 +5,10 @@ Compile-only tests, the tuner, the benches and the kernel explorer all walk over
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernels.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +40,5 @@ class KernelSpec:
     """Whether it lives on matrix products: then its code must have matrix instructions."""
     min_capability: int = 80
     """Targets below cannot compile it: 89 for FP8."""
+    work: "Work" = field(kw_only=True)
+    """The launch of a real model that the arguments above are of: its shape, its least cost, and its traffic."""

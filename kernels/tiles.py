@@ -11,11 +11,14 @@ Tiles of C in the order in which programs take them, for GROUP = 2 (column by co
 from kernels.triton_api import is_interpreting, jit, tl
 
 INTERPRETING = tl.constexpr(is_interpreting())
+FLOAT32 = "tf32x3"
+"""How float32 is multiplied: as three products of TF32 halves on tensor cores, which loses about as much as float32 itself. On
+CUDA cores a tile would need whole strips of K in registers, and spill kilobytes."""
 
 
 @jit
 def tile_product(a, b, accumulator, PRECISION: tl.constexpr):
-    """Return accumulator + a · b. PRECISION is "ieee" or "tf32", and only asked for when a and b are float32."""
+    """Return accumulator + a · b. PRECISION only matters when a and b are float32."""
     if INTERPRETING and a.dtype == tl.bfloat16:  # it keeps bfloat16 as raw 16-bit integers, and would multiply those
         a = a.to(tl.float32)
         b = b.to(tl.float32)

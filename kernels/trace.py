@@ -47,7 +47,7 @@ def record(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[Access]]:
 
     def note(kind: Kind, pointers: Any, mask: Any) -> None:
         addresses = torch.from_numpy(pointers.data.astype("int64").reshape(-1))
-        inside = torch.from_numpy(mask.data.reshape(-1).astype("bool"))
+        inside = torch.as_tensor(mask.data, dtype=torch.bool).reshape(-1)  # a tile descriptor's mask is bare
         accesses.extend(by_tensor(builder.grid_idx, kind, addresses[inside.expand_as(addresses)], tensors))
 
     def watched_load(pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:

@@ -10,6 +10,7 @@ nothing else of a file needs it.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -50,15 +51,16 @@ class _Module:
 class _Kernel:
     """Stands in for a Triton kernel until it is launched, called by another one, or asked for anything but its source."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], varies: tuple[str, ...]) -> None:
         self.fn = function
         self.__doc__ = function.__doc__
+        self._varies = varies
         self._made: Any = None
 
     def load(self) -> Any:
         """Return Triton's own object."""
         if self._made is None:
-            self._made = triton.load().jit(self.fn)
+            self._made = triton.load().jit(self.fn, do_not_specialize=self._varies)
             scope = self.fn.__globals__
             for name, value in list(scope.items()):
                 if isinstance(value, (_Module, _Kernel)):
@@ -76,9 +78,13 @@ triton: Any = _Module("triton")
 tl: Any = _Module("triton.language")
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Make a Triton kernel of a function, as `triton.jit` does; under TRITON_INTERPRET=1 one that runs on the CPU."""
-    return _Kernel(function)
+def jit(function: Callable[..., Any] | None = None, *, varies: tuple[str, ...] = ()) -> Any:
+    """Make a Triton kernel of a function, as `triton.jit` does; under TRITON_INTERPRET=1 one that runs on the CPU.
+
+    varies: run-time arguments that change from step to step: numbers of tokens, pointers into a step's packed lists. Of all
+    others Triton looks whether they are 1 or multiples of 16, and compiles once for each answer; for seconds, in mid-service.
+    """
+    return _Kernel(function, varies) if function is not None else partial(_Kernel, varies=varies)
 
 
 def loaded(kernel: Any) -> Any:

@@ -36,6 +36,8 @@ from kernels.matmul_plan import plan_split
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.tiles import INTERPRETING, tile_product
 from kernels.triton_api import jit, tl, triton
+from kernels.tuned import Tunable, bucket
+from kernels.work import Traffic, Work
 
 _CONFIGS = tuple(
     KernelConfig({"BLOCK_M": 16, "BLOCK_N": n}, warps, stages)
@@ -89,7 +91,7 @@ def _difference(weights, zero):
     return difference
 
 
-@jit
+@jit(varies=("M", "groups_a_part"))
 def _w4a16_matmul(
     x_ptr, packed_ptr, scale_ptr, zero_ptr, y_ptr, bias_ptr, M, N, K, groups_a_part, x_stride,
     GROUP_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -123,6 +125,9 @@ def _w4a16_matmul(
     tl.store(places, accumulator.to(y_ptr.dtype.element_ty), mask=is_column[:, None] & is_row)
 
 
+_TUNED = Tunable("w4a16_matmul", (_w4a16_matmul,), _CONFIGS)
+
+
 @operator(lambda x, packed, scale, zero, bias=None: x.new_empty(x.shape[0], packed.shape[0]))
 def w4a16_matmul(
     x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bias: torch.Tensor | None = None
@@ -136,7 +141,7 @@ def w4a16_matmul(
     tensors = (x, packed, scale, zero)
     if not use_triton(*tensors if bias is None else (*tensors, bias)):
         return w4a16_matmul_reference(*tensors, bias)
-    config = w4a16_config(x.shape[0])
+    config = _tuned_config(x, packed, scale)
     split = plan_split(_num_tiles(config, x, packed), x.shape[1], 2 * num_multiprocessors(x.device))
     return launch_w4a16_matmul(config, split, *tensors, bias)
 
@@ -172,7 +177,15 @@ def w4a16_config(num_rows: int) -> KernelConfig:
     """Return the tuned tile for 16 rows, with more rows in it, up to 64, where there are more."""
     config = _CONFIGS[0]
     rows = min(max(triton.next_power_of_2(num_rows), 16), 64)
-    return KernelConfig({**config.blocks, "BLOCK_M": rows}, config.num_warps, config.num_stages)
+    num_warps = 8 if rows == 64 else config.num_warps  # 4 have not the registers for so large a sum
+    return KernelConfig({**config.blocks, "BLOCK_M": rows}, num_warps, config.num_stages)
+
+
+def _tuned_config(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> KernelConfig:
+    (M, K), N = x.shape, packed.shape[0]
+    shape = {"M": bucket(M), "N": N, "K": K, "group": K // scale.shape[0], "dtype": x.dtype}
+    fixed = {"BLOCK_M": min(max(bucket(M), 16), 64)}
+    return _TUNED.config(x.device, shape, lambda: w4a16_config(M), fixed)
 
 
 def _num_tiles(config: KernelConfig, x: torch.Tensor, packed: torch.Tensor) -> int:
@@ -219,12 +232,30 @@ def _specs() -> tuple[KernelSpec, ...]:
     sizes = dict.fromkeys(("M", "N", "K", "groups_a_part", "x_stride"), "i32")
     aligned = (*pointers, "y_ptr", "N", "K", "x_stride")
 
-    def spec(name: str, result: str, group_size: int) -> KernelSpec:
+    def spec(name: str, result: str, N: int, K: int, group_size: int) -> KernelSpec:
         signature = {**pointers, "y_ptr": result, **sizes}
         constants = {"bias_ptr": None, "GROUP_SIZE": group_size}
-        return KernelSpec(name, _w4a16_matmul, signature, constants, _CONFIGS, aligned, uses_tensor_cores=True)
+        M, cost = 16, w4a16_matmul_cost(16, N, K, group_size)
 
-    return spec("w4a16_matmul", "*bf16", 128), spec("w4a16_matmul_parts", "*fp32", 128), spec("w4a16_g32", "*bf16", 32)
+        def traffic(config: KernelConfig) -> Traffic:
+            tiles_m, tiles_n = -(-M // config.blocks["BLOCK_M"]), -(-N // config.blocks["BLOCK_N"])
+            split = plan_split(tiles_m * tiles_n, K, 2 * 132) if result == "*fp32" else 1
+            programs, groups = tiles_m * tiles_n * split, -(-K // group_size // split)
+            flops = 2 * programs * config.blocks["BLOCK_M"] * config.blocks["BLOCK_N"] * groups * group_size
+            weights = (K // 2 + 3 * K // group_size) * N * tiles_m
+            return Traffic(
+                programs, flops, weights + 2 * M * K * tiles_n + (4 * split if split > 1 else 2) * M * N, groups
+            )
+
+        work = Work(f"{M} × {K} × {N}, 4-bit groups of {group_size}, bf16", cost, traffic, "bf16")
+        return KernelSpec(name, _w4a16_matmul, signature, constants, _CONFIGS, aligned, True, work=work)
+
+    # Llama-3-8B: gate and up have tiles enough for all multiprocessors, down has not, and its sum is split.
+    return (
+        spec("w4a16_matmul", "*bf16", 2 * 14_336, 4096, 128),
+        spec("w4a16_matmul_parts", "*fp32", 4096, 14_336, 128),
+        spec("w4a16_g32", "*bf16", 2 * 14_336, 4096, 32),
+    )
 
 
 SPECS = _specs()

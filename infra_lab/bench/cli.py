@@ -30,20 +30,38 @@ bench_app = typer.Typer(
 )
 
 
+_Json = Annotated[Path | None, typer.Option("--json", help="Write the same figures to this file.")]
+_Quick = Annotated[bool, typer.Option(help="Fewer repetitions: a look, not a measurement.")]
+_Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune",
+        help="First measure all configs of each kernel and keep the fastest for later launches: some ten minutes.",
+    ),
+]
+
+
+def _run(name: str, json_file: Path | None, quick: bool, **options: bool) -> None:
+    with readable_errors():
+        report = run_suite(
+            name, quick=quick, say=lambda line: errors.print(f"[dim]{line}[/]", highlight=False), **options
+        )
+        Console().print(report.table())
+        if json_file is not None:
+            report.write_json(json_file)
+
+
 def _suite(name: str) -> Callable[[Path | None, bool], None]:
-    def command(
-        json_file: Annotated[Path | None, typer.Option("--json", help="Write the same figures to this file.")] = None,
-        quick: Annotated[bool, typer.Option(help="Fewer repetitions: a look, not a measurement.")] = False,
-    ) -> None:
-        with readable_errors():
-            report = run_suite(name, quick=quick, say=lambda line: errors.print(f"[dim]{line}[/]", highlight=False))
-            Console().print(report.table())
-            if json_file is not None:
-                report.write_json(json_file)
+    def command(json_file: _Json = None, quick: _Quick = False) -> None:
+        _run(name, json_file, quick)
 
     return command
 
 
+def _kernels(json_file: _Json = None, quick: _Quick = False, tune: _Tune = False) -> None:
+    _run("kernels", json_file, quick, tune=tune)
+
+
 for _name, _about in SUITES.items():
-    bench_app.command(_name, help=_about.help)(_suite(_name))
+    bench_app.command(_name, help=_about.help)(_kernels if _name == "kernels" else _suite(_name))
 bench_app.command("serve")(bench_serve)

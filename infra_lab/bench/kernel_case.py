@@ -34,3 +34,5 @@ class Case:
     asked: float | None = None
     """The share of the roof that is asked for."""
     peers: tuple[Peer, ...] = ()
+    spec: str = ""
+    """The name of the `KernelSpec` that it launches most of its work with: at the spec's own size its time is predicted."""

@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infra_lab.bench.kernel_case import Case, Peer
-from kernels import flash_attention, fused_qkv, matmul, paged_decode, quantized_matmul, w4a16
+from kernels import flash_attention, matmul, moe, norms, paged_decode, quantized_matmul, w4a16
 from kernels.attention import paged_attention_cost
+from kernels.cost import Cost
+from kernels.fused_qkv import fused_qkv, fused_qkv_cost
+from kernels.kv_store import kv_store
+from kernels.rotary import rotary_
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -19,6 +23,7 @@ def compute_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
     for size in (32,) if tiny else (4096, 8192):
         yield from _products(device, size, tiny=tiny)
     yield from _few_rows(device, tiny=tiny)
+    yield from _experts(device, tiny=tiny)
     for length in (24,) if tiny else (4096, 16_384):
         yield from _prefill(device, length, tiny=tiny)
     yield from _decode(device, tiny=tiny)
@@ -37,6 +42,7 @@ def _products(device: torch.device, size: int, *, tiny: bool) -> Iterator[Case]:
         "bfloat16",
         None,
         (Peer("cuBLAS", lambda: F.linear(a, weight), 0.9),),
+        "matmul_persistent" if matmul.can_copy_tiles(a) else "matmul",
     )
     ai, bi = (torch.randint(-127, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
     yield Case(
@@ -47,11 +53,15 @@ def _products(device: torch.device, size: int, *, tiny: bool) -> Iterator[Case]:
         "int8",
         None,
         (Peer("torch._int_mm", lambda: torch._int_mm(ai, bi.t()).to(BF16), 0.9),),
+        "int8_matmul",
     )
     if tiny:  # the interpreter has no FP8 products worth waiting for
         return
     a8, b8 = a.to(FP8), weight.to(FP8).t()
-    scales = (ones[:, None], ones[None, :])
+
+    def scaled_mm() -> torch.Tensor:  # its sums are as ours
+        return torch._scaled_mm(a8, b8, ones[:, None], ones[None, :], out_dtype=BF16, use_fast_accum=True)
+
     yield Case(
         "matmul fp8",
         shape,
@@ -59,7 +69,8 @@ def _products(device: torch.device, size: int, *, tiny: bool) -> Iterator[Case]:
         quantized_matmul.scaled_matmul_cost(size, size, size, 2),
         "float8",
         None,
-        (Peer("torch._scaled_mm", lambda: torch._scaled_mm(a8, b8, *scales, out_dtype=BF16), 0.9, False),),
+        (Peer("torch._scaled_mm", scaled_mm, 0.9, is_anywhere=False),),
+        "fp8_matmul",
     )
 
 
@@ -83,6 +94,7 @@ def _few_rows(device: torch.device, *, tiny: bool) -> Iterator[Case]:
             (
                 Peer("cuBLAS bf16", lambda: F.linear(x, weight), 2.5, is_anywhere=False),
             ),  # other numbers, of as many weights
+            "w4a16_matmul_parts",
         )
 
     yield w4a16_case(1)
@@ -98,14 +110,47 @@ def _few_rows(device: torch.device, *, tiny: bool) -> Iterator[Case]:
     cache = torch.zeros(rows, 16, 2, num_kv_heads, head_dim, device=device, dtype=BF16)
     slots = torch.arange(rows, device=device) * 16
     arguments = (residual, norm, qkv, None, cos, sin, cache, slots, 1e-5)
+    sizes = [num_heads, num_kv_heads, num_kv_heads]
+
+    def unfused() -> torch.Tensor:
+        heads = F.linear(norms.rms_norm(residual, norm, 1e-5), qkv).view(rows, sum(sizes), head_dim)
+        query, key, value = torch.split(heads, sizes, dim=1)
+        rotary_(query, key, cos, sin)
+        kv_store(cache, key, value, slots)
+        return query
+
     yield Case(
         "fused_qkv",
         f"{rows} × {hidden}, {num_heads} + 2 × {num_kv_heads} heads of {head_dim}",
-        lambda: fused_qkv.fused_qkv(*arguments),
-        fused_qkv.fused_qkv_cost(rows, hidden, num_heads, num_kv_heads, head_dim, 2),
+        lambda: fused_qkv(*arguments),
+        fused_qkv_cost(rows, hidden, num_heads, num_kv_heads, head_dim, 2),
         "copy",
         None,
-        (Peer("torch eager, unfused", lambda: fused_qkv.fused_qkv_reference(*arguments), 1.0),),
+        (Peer("cuBLAS and three kernels", unfused, 1.0),),
+        "fused_qkv",
+    )
+
+
+def _experts(device: torch.device, *, tiny: bool) -> Iterator[Case]:
+    """The experts of a layer of Qwen3-30B-A3B."""
+    tokens, num_experts, top_k, hidden, width = (6, 4, 2, 32, 16) if tiny else (4096, 128, 8, 2048, 768)
+    x = torch.randn(tokens, hidden, device=device, dtype=BF16)
+    gate_up = torch.randn(num_experts, 2 * width, hidden, device=device, dtype=BF16) / hidden**0.5
+    down = torch.randn(num_experts, hidden, width, device=device, dtype=BF16) / width**0.5
+    weights, ids = torch.rand(tokens, num_experts, device=device).topk(top_k)
+    slots = tokens * top_k
+    costs = (
+        moe.grouped_matmul_cost(slots, tokens, 2 * width, hidden, num_experts, 2),
+        moe.grouped_matmul_cost(slots, slots, hidden, width, num_experts, 2),
+    )
+    yield Case(
+        "moe",
+        f"{tokens} tokens × {hidden}, {top_k} of {num_experts} experts of {width}",
+        lambda: moe.moe(x, gate_up, down, ids, weights),
+        Cost(*map(sum, zip(*costs, strict=True))),
+        "bfloat16",
+        None,
+        (Peer("torch, expert by expert", lambda: moe.moe_reference(x, gate_up, down, ids, weights), 1.0),),
     )
 
 
@@ -137,6 +182,7 @@ def _prefill(device: torch.device, length: int, *, tiny: bool) -> Iterator[Case]
             else Peer("SDPA, cuDNN", sdpa(SDPBackend.CUDNN_ATTENTION), 0.8),
             Peer("SDPA, FlashAttention", sdpa(SDPBackend.FLASH_ATTENTION), 1.0, is_anywhere=False),
         ),
+        "flash_attention",
     )
 
 
@@ -164,4 +210,5 @@ def _decode(device: torch.device, *, tiny: bool) -> Iterator[Case]:
         "copy",
         0.85,
         (Peer("gather and SDPA", gathered, 1.0),),
+        "paged_decode",
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from infra_lab.bench.kernel_case import Case, Peer
-from kernels import activations, embedding, norms, quantize, rotary, sampling, softmax, sort
+from kernels import activations, embedding, merge, norms, quantize, rotary, sampling, softmax, sort
 from kernels.cost import Cost
 from kernels.kv_store import kv_store, kv_store_cost, kv_store_reference
 
@@ -21,6 +21,7 @@ def memory_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
     yield from _gate_cases(device, *((4, 56) if tiny else (8192, 14_336)))
     yield from _layout_cases(device, tiny=tiny)
     yield from _vocabulary_cases(device, tiny=tiny)
+    yield from _merge_cases(device, *((3, 5, 2, 16) if tiny else (8, 1024, 32, 128)))
 
 
 def _random(device: torch.device, *shape: int) -> torch.Tensor:
@@ -52,7 +53,7 @@ def _row_cases(device: torch.device, tokens: int, hidden: int) -> Iterator[Case]
         *arguments: Any,
     ) -> Case:
         peers = _peers(reference, *arguments)
-        return Case(name, size, lambda: ours(*arguments), cost(tokens, hidden, 2), "copy", ASKED, peers)
+        return Case(name, size, lambda: ours(*arguments), cost(tokens, hidden, 2), "copy", ASKED, peers, name)
 
     yield case("rms_norm", norms.rms_norm, norms.rms_norm_reference, norms.rms_norm_cost, x, weight, EPS)
     yield case("layer_norm", norms.layer_norm, norms.layer_norm_reference, norms.layer_norm_cost, x, weight, bias, EPS)
@@ -64,6 +65,7 @@ def _row_cases(device: torch.device, tokens: int, hidden: int) -> Iterator[Case]
         "copy",
         ASKED,
         tuple(peer._replace(is_anywhere=False) for peer in _peers(add_then_norm, x, residual.clone())),  # it sums up
+        "add_rms_norm",
     )
     yield case("softmax", softmax.softmax, softmax.softmax_reference, softmax.softmax_cost, x)
     q = quantize
@@ -76,9 +78,11 @@ def _gate_cases(device: torch.device, tokens: int, columns: int) -> Iterator[Cas
     gate_up = _random(device, tokens, 2 * columns)
     size, a = f"{tokens} × {columns} bf16", activations
     peers = _peers(a.silu_mul_reference, gate_up)
-    yield Case("silu_mul", size, lambda: a.silu_mul(gate_up), a.silu_mul_cost(tokens, columns, 2), "copy", ASKED, peers)
+    cost = a.silu_mul_cost(tokens, columns, 2)
+    yield Case("silu_mul", size, lambda: a.silu_mul(gate_up), cost, "copy", ASKED, peers, "silu_mul")
     peers = _peers(a.gelu_mul_reference, gate_up)
-    yield Case("gelu_mul", size, lambda: a.gelu_mul(gate_up), a.gelu_mul_cost(tokens, columns, 2), "copy", ASKED, peers)
+    cost = a.gelu_mul_cost(tokens, columns, 2)
+    yield Case("gelu_mul", size, lambda: a.gelu_mul(gate_up), cost, "copy", ASKED, peers, "gelu_mul_tanh")
 
 
 def _layout_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
@@ -96,6 +100,7 @@ def _layout_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
         "copy",
         ASKED,
         _peers(rotary.apply_rotary_reference, heads, cos, sin),
+        "rotary",
     )
     cache = torch.zeros(2 * tokens // block, block, 2, num_kv_heads, head_dim, device=device, dtype=BF16)
     key, value = heads[:, :num_kv_heads], heads[:, num_kv_heads : 2 * num_kv_heads]
@@ -106,8 +111,9 @@ def _layout_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
         lambda: kv_store(cache, key, value, slots),
         kv_store_cost(tokens, num_kv_heads, head_dim, 2),
         "copy",
-        None,
+        ASKED,
         _peers(kv_store_reference, cache, key, value, slots),
+        "kv_store",
     )
     vocabulary, hidden = (50, 64) if tiny else (128_256, 4096)
     table = _random(device, vocabulary, hidden)
@@ -120,7 +126,20 @@ def _layout_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
         "copy",
         ASKED,
         _peers(embedding.embedding_reference, table, token_ids),
+        "embedding",
     )
+
+
+def _by_sorting(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """Sample as engines do without a kernel of their own: one sort in float32, and no look at the data from the host."""
+    ordered, order = (logits / temperature[:, None]).sort(dim=-1, descending=True)
+    ranks = torch.arange(logits.shape[1], device=logits.device)
+    weights = ordered.masked_fill(ranks >= top_k[:, None], -torch.inf).softmax(dim=-1)
+    keeps = (weights.cumsum(dim=-1) - weights < top_p[:, None]) & (weights >= min_p[:, None] * weights[:, :1])
+    drawn = (weights * keeps / torch.empty_like(weights).exponential_()).argmax(dim=-1, keepdim=True)  # Gumbel's trick
+    return order.gather(1, drawn).squeeze(1)
 
 
 def _vocabulary_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
@@ -137,7 +156,7 @@ def _vocabulary_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
         sampling.sample_cost(rows, vocabulary, 4),
         "copy",
         None,
-        (Peer("torch, by sorting", lambda: sampling.sample_reference(logits, *parameters, integers, integers), 5.0),),
+        (Peer("torch, by sorting", lambda: _by_sorting(logits, *parameters), 5.0),),
     )
     k = 8
     yield Case(
@@ -148,4 +167,19 @@ def _vocabulary_cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
         "copy",
         None,
         (Peer("torch.topk", lambda: torch.topk(logits, k)),),
+    )
+
+
+def _merge_cases(device: torch.device, parts: int, tokens: int, num_heads: int, head_dim: int) -> Iterator[Case]:
+    """Attention to several sets of keys becomes one."""
+    outs = torch.randn(parts, tokens, num_heads, head_dim, device=device)
+    log_sum_exps = torch.randn(parts, tokens, num_heads, device=device)
+    yield Case(
+        "merge_attention",
+        f"{parts} parts of {tokens} × {num_heads} heads of {head_dim}, fp32",
+        lambda: merge.merge_attention(outs, log_sum_exps),
+        merge.merge_attention_cost(parts, tokens, num_heads, head_dim, 4),
+        "copy",
+        ASKED,
+        _peers(merge.merge_attention_reference, outs, log_sum_exps),
     )

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 PANEL = ".infra-lab-panel:has(.js-plotly-plot)"
 GRAPH = ".js-plotly-plot"
 SLIDER = ".noUi-handle"
+PROGRESS = ".widget-hprogress"
+"""Visible while a slow panel computes, on a thread that the kernel's status knows nothing of."""
 CONTROLS = (SLIDER, "select", "input[type=checkbox]", "button.jupyter-button:not([disabled]):not(.infra-lab-quiet)")
 """In the order in which they are tried. Plotly's own buttons and the panels' quiet ones (reset, pin) move no knob."""
 
 APPEAR_S = 5.0
 SETTLE_S = 20.0
 MOVE_S = 4.0
-"""How long a figure has to follow a control, with the kernel idle again, before the next control is tried."""
+"""How long a figure has to follow a control, with nothing at work any more, before the next control is tried."""
 KEY_MS = 100
 
 _GRAPHS = """
@@ -71,8 +73,12 @@ class Panel:
                 if _graphs(self.page, self.index) != before:
                     return True
                 self.page.page.wait_for_timeout(200)
-                idle_s = idle_s + 0.2 if self.page.evaluate(_IS_IDLE) else 0.0
+                idle_s = 0.0 if self.is_at_work() else idle_s + 0.2
         return False
+
+    def is_at_work(self) -> bool:
+        """Whether the kernel runs something, or the panel computes."""
+        return not self.page.evaluate(_IS_IDLE) or self.root.locator(PROGRESS).locator("visible=true").count() > 0
 
 
 def find_panels(page: LabPage) -> list[Panel]:

@@ -15,6 +15,7 @@ from infra_lab.errors import ConfigError, InfraLabError
 from infra_lab.widgets.figures.access_map import Touched, access_map
 from infra_lab.widgets.knobs import knob
 from infra_lab.widgets.live_tuner import LiveTuner
+from kernels.triton_api import HAS_TRITON, is_interpreting
 
 _PATIENCE_S = 120
 
@@ -31,17 +32,15 @@ class Watched(NamedTuple):
 
 @cache
 def watch(name: str) -> Watched:
-    """Run a demo of `kernels.demos` in a process that interprets. Raises ConfigError for a name that there is none of."""
-    from kernels.demos import DEMOS
+    """Run a demo of `kernels.demos`, in a process of its own if this one does not interpret.
+
+    Raises ConfigError for a name that there is none of.
+    """
+    from kernels.demos import DEMOS, report
 
     if name not in DEMOS:
         raise ConfigError(f"there is no demo {name!r}; there are {', '.join(DEMOS)}")
-    command = [sys.executable, "-m", "kernels.demos", name]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=_PATIENCE_S)
-    if done.returncode:
-        raise InfraLabError(f"the interpreter failed: {done.stderr.strip().splitlines()[-1:]}")
-    content = json.loads(done.stdout)
+    content = report(name) if HAS_TRITON and is_interpreting() else _report_of_another_process(name)
     shapes = {tensor: tuple(shape) for tensor, shape in content["shapes"].items()}
     programs = sorted({tuple(program) for program, *_ in content["accesses"]})
     counts = {
@@ -51,6 +50,16 @@ def watch(name: str) -> Watched:
     for program, kind, tensor, offsets in content["accesses"]:
         np.add.at(counts[kind][tensor][programs.index(tuple(program))], offsets, 1)
     return Watched(shapes, programs, counts["load"], counts["store"])
+
+
+def _report_of_another_process(name: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "kernels.demos", name]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=_PATIENCE_S)
+    if done.returncode:
+        raise InfraLabError(f"the interpreter failed: {done.stderr.strip().splitlines()[-1:]}")
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
 
 
 def access_panel(name: str, *, title: str = "Who touches what?") -> LiveTuner[Any, list[Touched]]:

@@ -1,4 +1,4 @@
-"""`KernelExplorer`: turn a kernel's block sizes, warps and stages, and see what the compiler makes of it; no GPU needed."""
+"""`KernelExplorer`: turn a kernel's block sizes, warps and stages; see its code, its needs, and how fast it should be."""
 
 import inspect
 import re
@@ -10,12 +10,13 @@ import ipywidgets as widgets
 
 from infra_lab.errors import ConfigError
 from infra_lab.widgets.bundle import bundle
-from infra_lab.widgets.figures.kernel_resources import kernel_resources
+from infra_lab.widgets.kernel_look import Look, draw, in_words
 from infra_lab.widgets.knobs import knob
 from infra_lab.widgets.live_tuner import LiveTuner, Progress
 from infra_lab.widgets.panel_view import box, root, title_widget
-from kernels.compile import TARGETS, Compiled
+from kernels.chips import CHIPS
 from kernels.compile_worker import CompileWorker
+from kernels.predict import predict
 from kernels.registry import all_specs
 from kernels.spec import KernelConfig, KernelSpec
 
@@ -30,8 +31,9 @@ _MOST_CHARACTERS = 60_000
 class KernelExplorer:
     """A list of all kernels; for the chosen one a panel of its compile-time numbers, its source, and what it was compiled to.
 
-    names: the kernels to choose from, all by default; the first is shown. Compiling runs in a process of its own. `.tuner` is
-    the present kernel's `LiveTuner`, whose result is a `kernels.compile.Compiled`. Raises ConfigError for a name that there
+    names: the kernels to choose from, all by default; the first is shown. Compiling runs in a process of its own, and needs no
+    GPU. `.tuner` is the present kernel's `LiveTuner`, whose result is a `Look`: the code, and what `kernels.predict` expects of
+    it at a real model's shape. Raises ConfigError for a name that there
     is none of.
     """
 
@@ -43,7 +45,7 @@ class KernelExplorer:
         self.title = title
         self.worker = CompileWorker()
         self._specs = {name: specs[name] for name in names or specs}
-        self._tuners: dict[str, LiveTuner[Any, Compiled]] = {}
+        self._tuners: dict[str, LiveTuner[Any, Look]] = {}
         self.kernel = widgets.Dropdown(
             options=list(self._specs), description="Kernel", tooltip="Which kernel to look at"
         )
@@ -59,7 +61,7 @@ class KernelExplorer:
         self._choose()
 
     @property
-    def tuner(self) -> LiveTuner[Any, Compiled]:
+    def tuner(self) -> LiveTuner[Any, Look]:
         """The panel of the chosen kernel."""
         return self._tuners[self.kernel.value]
 
@@ -72,23 +74,24 @@ class KernelExplorer:
         self._source.value = _listing(_source(self._specs[name]), "Triton")
         self._show_code()
 
-    def _tuner(self, spec: KernelSpec) -> LiveTuner[Any, Compiled]:
+    def _tuner(self, spec: KernelSpec) -> LiveTuner[Any, Look]:
         blocks = list(spec.configs[0].blocks)
 
-        def compute(params: Any, progress: Progress) -> Compiled:
+        def compute(params: Any, progress: Progress) -> Look:
             progress(0.1, "compiling")
             config = KernelConfig({name: getattr(params, name) for name in blocks}, params.num_warps, params.num_stages)
-            made = self.worker.compile(spec.name, int(params.target.removeprefix("sm_")), config)
+            chip = CHIPS[params.gpu]
+            made = self.worker.compile(spec.name, chip.target, config)
             progress(1.0)
-            return made
+            return Look(made, spec.work, chip, predict(spec.work, config, made, chip))
 
-        return LiveTuner(params_of(spec), compute, kernel_resources, summarize=in_words, slow=True)
+        return LiveTuner(params_of(spec), compute, draw, summarize=in_words, slow=True)
 
     def _show_code(self) -> None:
-        made = self.tuner.result
-        if made is None:
+        if self.tuner.result is None:
             self._code.value = _listing("compiling …", self.stage.value)
             return
+        made = self.tuner.result.compiled
         text = {"PTX": made.ptx, "TTGIR": made.ttgir, "TTIR": made.ttir}.get(self.stage.value)
         self._code.value = _listing(made.sass() if text is None else text, self.stage.value)
 
@@ -98,12 +101,11 @@ class KernelExplorer:
 
 
 def params_of(spec: KernelSpec) -> Any:
-    """Return a params dataclass for a kernel: its target, its block sizes around those of its configs, warps and stages."""
-    targets = [f"sm_{target}" for target in TARGETS if target >= spec.min_capability]
+    """Return a params dataclass for a kernel: the GPU, its block sizes around those of its configs, warps and stages."""
+    gpus = [name for name, chip in CHIPS.items() if chip.target >= spec.min_capability]
     first = spec.configs[0]
-    default = "sm_90" if "sm_90" in targets else targets[0]
     fields: list[tuple[str, type, Any]] = [
-        ("target", str, knob(default, choices=targets, label="GPU", help="A100, H100 and H200, B200"))
+        ("gpu", str, knob("H100", choices=gpus, label="GPU", help="Compiled for sm_80 (A100), sm_90 or sm_100 (B200)"))
     ]
     for name, size in first.blocks.items():
         seen = {config.blocks[name] for config in spec.configs}
@@ -124,19 +126,6 @@ def params_of(spec: KernelSpec) -> Any:
     )
     return make_dataclass(
         f"{spec.name.title().replace('_', '')}Params", [(n, t, _own(f)) for n, t, f in fields], frozen=True
-    )
-
-
-def in_words(made: Compiled) -> str:
-    """Say what limits the kernel and which of the GPU's special instructions it uses."""
-    blocks = made.blocks_per_multiprocessor
-    held = f"{blocks} at once on a multiprocessor ({made.occupancy:.0%} of its warps)" if blocks else "it does not fit"
-    spilled = f"{made.spill_bytes} bytes spilled" if made.spill_bytes else "nothing spilled"
-    products = ", ".join(sorted(made.tensor_core_instructions)) or "none"
-    copies = ", ".join(sorted(made.copy_instructions)) or "none"
-    return (
-        f"{made.registers} registers a thread, {spilled}, {made.shared_bytes / 1024:.1f} KiB of shared memory: {held}. "
-        f"Matrix instructions: {products}. Asynchronous copies: {copies}."
     )
 
 

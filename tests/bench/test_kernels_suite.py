@@ -1,19 +1,29 @@
 """The suite for GPUs, as far as it can be known without one: every case computes what its peers compute."""
 
+from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import kernels
-from infra_lab.bench import run_suite
+from infra_lab.bench import kernel_prediction, run_suite
 from infra_lab.bench.kernel_case import Case, Peer
 from infra_lab.bench.kernel_cases_compute import compute_cases
 from infra_lab.bench.kernel_cases_memory import memory_cases
 from infra_lab.bench.kernels import case_rows
 from infra_lab.errors import InfraLabError
+from kernels import tuned, w4a16
+from kernels.chips import CHIPS
+from kernels.compile import Compiled
+from kernels.compile_worker import CompileWorker
 from kernels.cost import Cost
+from kernels.norms import rms_norm_cost
+from kernels.registry import all_specs
+from kernels.spec import KernelConfig, KernelSpec
+from kernels.tuning import tune_launches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -57,6 +67,47 @@ def test_rows_hold_ours_against_the_roof_and_each_peer() -> None:
     assert (second.ratio, second.is_reached) == (2.0, True)
     assert "no kernel image" in third.note
     assert list(case_rows(case, {"bfloat16": 1.0}, time)) == []
+
+
+def test_what_is_predicted_stands_beside_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the config that the launcher chose, not the spec's first. Compiled in another process: this one interprets."""
+    monkeypatch.setenv("INFRA_LAB_CACHE", str(tmp_path))
+    tuned.forget()
+    x, weight, worker, compiled = torch.ones(2, 4096), torch.ones(4096), CompileWorker(), []
+
+    def ours() -> torch.Tensor:
+        with kernels.use("triton"):
+            return kernels.rms_norm(x, weight, 1e-5)
+
+    def compile_elsewhere(spec: KernelSpec, target: int, config: KernelConfig) -> Compiled:
+        compiled.append((spec.name, target, config))
+        return worker.compile(spec.name, target, config)
+
+    monkeypatch.setattr(kernel_prediction, "compile_kernel", compile_elsewhere)
+    case = Case("norm", "", ours, rms_norm_cost(16_384, 4096, 2), "copy", spec="rms_norm")
+    other_size = replace(case, cost=rms_norm_cost(8, 4096, 2))
+    try:
+        tune_launches(ours, timer=lambda launch: lambda config: abs(config.num_warps - 16))
+        _, predicted = case_rows(case, {"copy": 3e12}, lambda _: 1e-4, CHIPS["H200"])
+        assert len(list(case_rows(other_size, {"copy": 3e12}, lambda _: 1e-4, CHIPS["H200"]))) == 1
+    finally:
+        worker.close()
+        tuned.forget()
+    assert compiled == [("rms_norm", 90, KernelConfig({"BLOCK": 4096}, 16, 1))]
+    assert predicted.value == pytest.approx(4800.0, rel=0.01), "GB/s of an H200's memory"
+    assert predicted.peer_value == pytest.approx(case.cost.num_bytes / 1e9 / 1e-4)
+    assert "memory-bound" in predicted.note
+
+
+def test_most_cases_have_the_size_of_their_kernels_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only then is there a prediction. On the meta device a tensor of any size takes no memory."""
+    monkeypatch.setattr(w4a16, "pack_w4", lambda q, _: q[:, ::2])  # it looks at its values, and there are none
+    meta, specs = torch.device("meta"), all_specs()
+    cases = list(chain(memory_cases(meta, tiny=False), compute_cases(meta, tiny=False)))
+    assert {case.spec for case in cases} <= {*specs, ""}
+    predicted = {case.spec for case in cases if case.spec and specs[case.spec].work.cost == case.cost}
+    assert predicted == {case.spec for case in cases if case.spec}
+    assert len(predicted) >= 16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

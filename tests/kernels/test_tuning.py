@@ -15,6 +15,7 @@ from triton.runtime.errors import OutOfResources
 from kernels import norms, sampling, tuning
 from kernels.spec import KernelConfig
 from kernels.triton_api import KernelUnavailableError
+from kernels.tuning_file import source_hash
 
 SPACE = tuple(KernelConfig({"BLOCK": block}, warps, 2) for block, warps in ((64, 4), (128, 4), (128, 8)))
 
@@ -174,5 +175,5 @@ def test_the_cache_folder_and_the_gpu(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_each_kernel_has_a_hash_of_its_own() -> None:
-    hashes = {tuning.source_hash(spec.kernel) for spec in (*norms.SPECS, *sampling.SPECS)}
+    hashes = {source_hash(spec.kernel) for spec in (*norms.SPECS, *sampling.SPECS)}
     assert len(hashes) == 3  # two specs of the norms, and both of sampling, are of one kernel

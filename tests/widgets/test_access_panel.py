@@ -30,6 +30,15 @@ def test_every_element_of_the_result_is_stored_once(name: str) -> None:
     assert all(not stores.any() for tensor, stores in watched.stores.items() if tensor != "out")
 
 
+def test_a_process_that_does_not_interpret_asks_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = watch("rms_norm")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    watch.cache_clear()
+    there = watch("rms_norm")
+    assert (there.shapes, there.programs) == (here.shapes, here.programs)
+    assert all(np.array_equal(there.loads[name], here.loads[name]) for name in here.loads)
+
+
 def test_the_panel_follows_its_knobs() -> None:
     panel = access_panel("rms_norm")
     assert "Loaded: 80 elements. Stored: 40." in panel.summary

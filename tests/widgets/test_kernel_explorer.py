@@ -7,6 +7,7 @@ import pytest
 from infra_lab.errors import ConfigError
 from infra_lab.widgets import KernelExplorer
 from infra_lab.widgets.kernel_explorer import params_of
+from kernels.chips import CHIPS
 from kernels.compile_worker import CompileError, CompileWorker
 from kernels.registry import all_specs
 from kernels.spec import KernelConfig
@@ -24,16 +25,49 @@ def explorer() -> Iterator[KernelExplorer]:
 def test_a_bigger_block_is_compiled_and_shown(explorer: KernelExplorer) -> None:
     before = explorer.tuner.result
     assert before is not None
-    assert "rms_norm" in before.ptx
-    assert f"{before.registers} registers a thread" in explorer.tuner.summary
+    assert "rms_norm" in before.compiled.ptx
+    assert f"{before.compiled.registers} registers a thread" in explorer.tuner.summary
     explorer.tuner.set(BLOCK=8192, num_warps=4)
     explorer.tuner.wait()
     after = explorer.tuner.result
     assert after is not None
-    assert after.num_warps == 4
-    assert after.registers > before.registers, "four times the columns a thread"
+    assert after.compiled.num_warps == 4
+    assert after.compiled.registers > before.compiled.registers, "four times the columns a thread"
     occupancy = explorer.tuner.figure.data[0].x[-1]
-    assert occupancy == pytest.approx(after.occupancy)
+    assert occupancy == pytest.approx(after.compiled.occupancy)
+
+
+def point(explorer: KernelExplorer, name: str) -> tuple[float, float] | None:
+    (trace,) = (trace for trace in explorer.tuner.figure.data if trace.name == name)
+    assert (trace.xaxis, trace.yaxis) == ("x2", "y2")
+    return (trace.x[0], trace.y[0]) if len(trace.x) else None
+
+
+def test_another_gpu_moves_the_prediction_under_its_own_roof(explorer: KernelExplorer) -> None:
+    work, config = all_specs()["rms_norm"].work, all_specs()["rms_norm"].configs[0]
+    for name in ("H100", "A100"):
+        explorer.tuner.set(gpu=name)
+        explorer.tuner.wait()
+        chip, look = CHIPS[name], explorer.tuner.result
+        assert look is not None
+        assert look.compiled.target == chip.target
+        seconds = look.prediction.seconds
+        assert seconds is not None
+        assert seconds == pytest.approx(work.cost.num_bytes / chip.memory_bytes_per_s), "memory-bound, as a copy is"
+        x, y = point(explorer, "this config") or (0, 0)
+        assert x == pytest.approx(work.cost.flops / work.traffic(config).num_bytes)
+        assert y == pytest.approx(work.cost.flops / seconds)
+        assert point(explorer, "least cost") == pytest.approx((work.cost.intensity, y)), "at the roof"
+        assert f"16,384 × 4,096, bf16 on {name}: predicted" in explorer.tuner.summary
+        assert "100% of the roofline; memory-bound" in explorer.tuner.summary
+
+
+def test_a_config_that_would_be_wrong_has_no_point(explorer: KernelExplorer) -> None:
+    explorer.tuner.set(BLOCK=2048)
+    explorer.tuner.wait()
+    assert point(explorer, "this config") is None
+    assert point(explorer, "least cost") is not None
+    assert "no prediction. A block of 2,048 does not hold a row of 4,096" in explorer.tuner.summary
 
 
 def test_each_stage_shows_its_own_language(explorer: KernelExplorer) -> None:

@@ -61,8 +61,9 @@ def _grid(tensor: Touched, suffix: str, most: int) -> dict[str, Any]:
     shown = np.where(tensor.stores > 0, _STORED, tensor.loads / most)
     pale = theme.with_alpha(theme.BLUE, 0.35)
     first = 0.5 + 0.5 * min(1 / most, 1.0) * 0.98
-    scale = [[0, theme.ORANGE], [0.25, theme.ORANGE], [0.25, theme.FREE], [0.5, theme.FREE]]
-    scale += [[0.500001, pale], [first, theme.BLUE if most == 1 else pale], [1, theme.BLUE]]
+    some = 0.5 + 0.25 / most  # between no load and one
+    scale = [[0, theme.ORANGE], [0.25, theme.ORANGE], [0.25, theme.FREE], [some, theme.FREE]]
+    scale += [[some, pale], [first, theme.BLUE if most == 1 else pale], [1, theme.BLUE]]
     return {
         "type": "heatmap",
         "z": shown.astype(np.float32),

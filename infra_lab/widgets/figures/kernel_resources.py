@@ -36,7 +36,7 @@ def kernel_resources(made: Compiled) -> Any:
         (
             "occupancy",
             made.occupancy,
-            f"{blocks * made.num_warps} of {limits.warps} warps: {blocks} programs of {made.num_warps}",
+            f"{blocks} × {made.num_warps} = {blocks * made.num_warps} of {limits.warps} warps",
         ),
     ]
     names, shares, texts = zip(*rows, strict=True)
@@ -61,7 +61,7 @@ def kernel_resources(made: Compiled) -> Any:
         "template": theme.TEMPLATE,
         "height": 230,
         "margin": {"t": 8, "b": 36, "l": 170, "r": 24},
-        "xaxis": {"range": [0, 1.02], "tickformat": ".0%"},
+        "xaxis": {"range": [0, 1.3], "tickformat": ".0%", "tickvals": [0, 0.25, 0.5, 0.75, 1]},  # room for texts
         "yaxis": {"autorange": "reversed"},
     }
     return go.Figure([bars], layout)

@@ -146,21 +146,14 @@ def _layout(x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:
         "template": theme.TEMPLATE,
         "height": 420,
         "margin": {"l": 72, "t": 16},
-        "xaxis": {
-            "type": "log",
-            "range": list(np.log10(x)),
-            "title": {"text": "arithmetic intensity (FLOP/byte)"},
-            "tickformat": "~g",
-            "dtick": _ticks(x),
-        },
-        "yaxis": {
-            "type": "log",
-            "range": list(np.log10(y)),
-            "title": {"text": "FLOP/s"},
-            "tickformat": "~s",
-            "dtick": _ticks(y),
-        },
+        "xaxis": {**log_axis(*x), "title": {"text": "arithmetic intensity (FLOP/byte)"}, "tickformat": "~g"},
+        "yaxis": {**log_axis(*y), "title": {"text": "FLOP/s"}, "tickformat": "~s"},
     }
+
+
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """Return a logarithmic axis between two values, with few enough ticks to be read."""
+    return {"type": "log", "range": list(np.log10((low, high))), "dtick": _ticks((low, high))}
 
 
 def _ticks(ends: tuple[float, float]) -> str | int:
