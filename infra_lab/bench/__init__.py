@@ -19,6 +19,7 @@ class Suite(NamedTuple):
 
 SUITES = {
     "engine": Suite("infra_lab.bench.engine", "The engine on a real model, beside transformers."),
+    "fusion": Suite("infra_lab.bench.fusion", "A decoder layer fused by torch.compile, by ONNX Runtime and by hand."),
     "kernels": Suite(
         "infra_lab.bench.kernels", "Every Triton kernel beside torch and this GPU's ceilings; needs a GPU."
     ),
@@ -29,8 +30,10 @@ SUITES = {
 }
 
 
-def run_suite(name: str, *, quick: bool = False, say: Callable[[str], None] = lambda line: None) -> "BenchReport":
-    """Run a suite; `say` is told what is being measured.
+def run_suite(
+    name: str, *, quick: bool = False, say: Callable[[str], None] = lambda line: None, **options: bool
+) -> "BenchReport":
+    """Run a suite; `say` is told what is being measured. options: what only this suite has, as `tune` of kernels.
 
     Raises ConfigError for an unknown suite, listing the known ones, and MissingExtraError if its peers are not installed.
     """
@@ -42,7 +45,7 @@ def run_suite(name: str, *, quick: bool = False, say: Callable[[str], None] = la
         raise MissingExtraError(
             f"suite {name!r} needs {error.name}, which is not installed: pip install 'infra-lab[bench]'"
         ) from error
-    report: BenchReport = module.run(quick=quick, say=say)
+    report: BenchReport = module.run(quick=quick, say=say, **options)
     return report
 
 

@@ -1,6 +1,7 @@
 """Which lesson this kernel is in."""
 
 import gc
+import os
 import sys
 from importlib import import_module
 
@@ -14,16 +15,26 @@ _current = ""
 def lesson(number: str) -> None:
     """Begin a lesson: remember its section, and print its title and this machine in two lines.
 
-    Raises ConfigError for a section that the course does not have.
+    Without a GPU, Triton kernels that are made from now on run in Triton's interpreter, on the CPU. Raises ConfigError for
+    a section that the course does not have.
     """
     from infra_lab.hardware.machine import describe_machine
 
     global _current
     entry = section(number)
     if not _current:
+        _interpret_without_gpu()
         _load_libraries()
     _current = entry.number
     sys.stdout.write(f"{entry.number} {entry.title} · {entry.chinese}\n{describe_machine().summary}\n")
+
+
+def _interpret_without_gpu() -> None:
+    """Have Triton interpret where there is no GPU to run on. Triton looks once, when it is loaded: later it is too late."""
+    import torch
+
+    if not torch.cuda.is_available() and "triton" not in sys.modules:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _load_libraries() -> None:

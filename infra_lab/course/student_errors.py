@@ -8,6 +8,7 @@ NOT_WRITTEN = "not written yet"
 
 def describe_error(error: BaseException) -> str:
     """Say what went wrong and where; the untouched stub's NotImplementedError is called what it is."""
+    error = _inner(error)
     if isinstance(error, NotImplementedError) and not str(error):
         return NOT_WRITTEN
     if isinstance(error, SystemExit):
@@ -19,7 +20,14 @@ def describe_error(error: BaseException) -> str:
 
 def is_untouched_stub(error: BaseException | None) -> bool:
     """Whether this is the exception that an exercise begins with."""
-    return isinstance(error, NotImplementedError) and not str(error)
+    return error is not None and isinstance(inner := _inner(error), NotImplementedError) and not str(inner)
+
+
+def _inner(error: BaseException) -> BaseException:
+    """Return what a kernel raised: Triton's interpreter wraps it in an error of its own."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _where(error: BaseException) -> str:

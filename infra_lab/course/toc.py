@@ -71,7 +71,7 @@ SECTIONS: tuple[Section, ...] = (
             "choose a storage tier for weights and KV blocks by its bandwidth", 40, _GPU),
     Section("2.4", "2_4_network", _2, "The network and its cards", "网络与网卡",
             "size the network of a cluster that serves one model", 40),
-    Section("3.1", "3_1_kernels", _3, "Kernel libraries", "算子加速库",
+    Section("3.1", "3_1_operator_libraries", _3, "Kernel libraries", "算子加速库",
             "read a fused kernel and predict what it saves", 60, _GPU),
     Section("3.2", "3_2_engines", _3, "Inference engines compared", "推理引擎对比",
             "name what an engine does beyond the model, and measure each part", 45, _GPU),
