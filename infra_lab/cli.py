@@ -88,6 +88,32 @@ def fetch(
 
 
 @app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="tiny, smollm2-135m, a Hugging Face folder, or a .gguf file.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not be there yet.")],
+    method: Annotated[str, typer.Option(help="int8, gptq-int4-g128, nf4, fp8, ...; an unknown one lists them all.")],
+) -> None:
+    """Save a model with its weights in fewer bits, as a folder that every command takes as a model."""
+    from rich.progress import Progress
+
+    with readable_errors(), Progress(console=errors) as bar:
+        from infra_lab.models.quantize_folder import quantize_to_folder
+
+        tasks = {
+            what: bar.add_task(what, total=None, visible=False) for what in ("quantizing", "calibrating", "writing")
+        }
+        _fetch_if_absent(model)
+        quantized = quantize_to_folder(
+            model,
+            method,
+            out,
+            progress=lambda what, done, total: bar.update(tasks[what], completed=done, total=total, visible=True),
+        )
+    size = quantized.resident_bytes
+    errors.print(f"{out}: {size / 1e6:,.1f} MB of weights, {size * 8 / quantized.config.num_parameters:.2f} bits each")
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask, or, with --raw, the text to continue.")],
     model: Annotated[str, typer.Option(help="tiny, smollm2-135m, a Hugging Face folder, or a .gguf file.")] = "tiny",

@@ -8,12 +8,14 @@ import torch
 
 from infra_lab.errors import CorruptModelError, UnsupportedModelError
 from infra_lab.models.config import ModelConfig, RopeScaling
+from infra_lab.models.gguf_blocks import INTEGER_TYPES, grouped_from_blocks
 from infra_lab.models.gguf_config import Metadata, check_architecture, config_from_gguf
-from infra_lab.models.gguf_dequantize import SUPPORTED_TYPES, dequantize_into
+from infra_lab.models.gguf_dequantize import SUPPORTED_TYPES, dequantize_into, one_thread
 from infra_lab.models.gguf_file import GGUFFile, GGUFTensorInfo
 from infra_lab.models.gguf_names import hf_name, source_rows
 from infra_lab.models.gguf_rope import ROPE_DIVISORS, rope_scaling_from_divisors, rope_scaling_from_keys
 from infra_lab.models.weights_shapes import check_shapes
+from infra_lab.quantization.grouped import GroupedInt
 
 _PUBLISHED_DTYPES = {"F32": "float32", "F16": "float16"}
 
@@ -59,16 +61,30 @@ class GGUFCheckpoint:
 
     def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, new CPU tensor of `dtype`) in file order; of the file itself nothing stays resident."""
+        for name in self._tensors:
+            yield name, self._tensor(name, dtype)
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor | GroupedInt]]:
+        """Yield what `tensors` yields, but matrices of INTEGER_TYPES as their codes, scales and zero points, unrounded."""
         for name, info in self._tensors.items():
-            rows = source_rows(name, self.config)
-            tensor = torch.empty(info.shape, dtype=dtype)
-            if tensor.dim() == 1:  # norms and biases
-                values = self._values(info)
-                tensor.copy_(values if rows is None else values[rows])
-            else:
-                dequantize_into(tensor, self.file.packed(info), info.type.name, rows)
+            if len(info.shape) < 2 or info.type.name not in INTEGER_TYPES:
+                yield name, self._tensor(name, dtype)
+                continue
+            with one_thread():
+                weight = grouped_from_blocks(self.file.packed(info), info.type.name, source_rows(name, self.config))
             self.file.release(info)
-            yield name, tensor
+            yield name, weight
+
+    def _tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        info, rows = self._tensors[name], source_rows(name, self.config)
+        tensor = torch.empty(info.shape, dtype=dtype)
+        if tensor.dim() == 1:  # norms and biases
+            values = self._values(info)
+            tensor.copy_(values if rows is None else values[rows])
+        else:
+            dequantize_into(tensor, self.file.packed(info), info.type.name, rows)
+        self.file.release(info)
+        return tensor
 
     def _check_type(self, info: GGUFTensorInfo) -> None:
         if info.type.name not in SUPPORTED_TYPES:

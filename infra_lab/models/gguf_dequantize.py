@@ -23,7 +23,8 @@ _CHUNK_ELEMENTS = 1 << 17
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch compute with this thread alone."""
     # A model is thousands of operations of a tenth of a millisecond: a second thread gains nothing on an idle machine,
     # and on a busy one every operation waits until it is scheduled (seen: 20 s instead of 0.2 s for SmolLM2).
     num_threads = torch.get_num_threads()
@@ -45,7 +46,7 @@ def dequantize_into(
     unpack = _UNPACK[type_name]
     num_rows, num_columns = out.shape
     step = max(1, _CHUNK_ELEMENTS // num_columns)
-    with _one_thread():
+    with one_thread():
         for start in range(0, num_rows, step):
             rows = slice(start, min(start + step, num_rows))
             piece = packed[rows] if source_rows is None else packed[source_rows[rows]]

@@ -12,6 +12,8 @@ _ARCHITECTURES: dict[str, Architecture] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+QUANT_METHOD = "infra-lab"
+"""Of a folder whose weights we quantized: see `quantized_folder`."""
 _DEFAULT_HEAD_DIM: dict[Architecture, int] = {"qwen3": 128}
 """Where transformers does not derive it from the hidden size."""
 _DEFAULT_MAX_POSITION: dict[Architecture, int] = {"llama": 2048, "qwen2": 32768, "qwen3": 32768}
@@ -73,9 +75,16 @@ def _architecture(fields: Fields) -> Architecture:
     return _ARCHITECTURES[name]
 
 
+def quantization_method(fields: Fields) -> str | None:
+    """Return who quantized the weights, None for unquantized ones."""
+    if fields.values.get("quantization_config") is None:
+        return None
+    return str(fields.nested("quantization_config").values.get("quant_method"))
+
+
 def _refuse_unsupported_options(fields: Fields) -> None:
-    if fields.values.get("quantization_config") is not None:
-        method = fields.nested("quantization_config").values.get("quant_method")
+    method = quantization_method(fields)
+    if method not in (None, QUANT_METHOD):
         raise UnsupportedModelError(
             f"{fields.path}: the weights are quantized ({method}); use the unquantized model, or a GGUF file of it"
         )

@@ -2,6 +2,7 @@
 
     a .gguf file           GGUFCheckpoint     dequantized row by row from the mapped file
     a Hugging Face folder  HFFolder           read from safetensors, one file or shards
+      quantized by us      QuantizedFolder    layers as they were saved
     load_format="dummy"    DummyCheckpoint    random weights of the right shapes
 
 All speak Hugging Face's parameter names, and all hand out one tensor at a time, so that a caller who converts and drops
@@ -10,12 +11,13 @@ each never holds the model twice.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
 from infra_lab.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 from infra_lab.models.config import ModelConfig
+from infra_lab.quantization.grouped import GroupedInt
 
 
 class Checkpoint(Protocol):
@@ -42,6 +44,15 @@ class Checkpoint(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockCheckpoint(Checkpoint, Protocol):
+    """A checkpoint whose matrices are packed already."""
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor | GroupedInt]]:
+        """Yield what `tensors` yields, but matrices of integer blocks as these integers."""
+        ...
+
+
 def open_checkpoint(path: Path, *, load_format: Literal["auto", "dummy"] = "auto", seed: int = 0) -> Checkpoint:
     """Open a .gguf file or a Hugging Face folder and check that it is whole, without reading the values.
 
@@ -60,10 +71,22 @@ def open_checkpoint(path: Path, *, load_format: Literal["auto", "dummy"] = "auto
 
         return DummyCheckpoint(_config_of(path), seed=seed, path=path)
     if path.is_dir():
-        from infra_lab.models.hf_folder import HFFolder
-
-        return HFFolder(path)
+        return _open_folder(path)
     return _open_gguf(path)
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    from infra_lab.models.hf_config import QUANT_METHOD, quantization_method
+    from infra_lab.models.hf_json import Fields, read_json_object
+
+    config = path / "config.json"
+    if config.is_file() and quantization_method(Fields(read_json_object(config), config)) == QUANT_METHOD:
+        from infra_lab.models.quantized_folder import QuantizedFolder
+
+        return QuantizedFolder(path)
+    from infra_lab.models.hf_folder import HFFolder
+
+    return HFFolder(path)
 
 
 def _config_of(path: Path) -> ModelConfig:

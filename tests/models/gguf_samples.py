@@ -1,5 +1,6 @@
 """GGUF files for tests: written by the gguf library, with the names and the row order of llama.cpp's converter."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ def quantized(weight: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
 def write_gguf(
     path: Path,
     model: Any,
-    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    kind: GGMLQuantizationType | Callable[[str], GGMLQuantizationType] = GGMLQuantizationType.F32,
     *,
     keys: dict[str, Any] | None = None,
     extra_tensors: dict[str, np.ndarray] | None = None,
     leave_out: str = "",
 ) -> Path:
-    """Write a transformers model. `keys` adds or replaces key-values (None drops one); `{arch}` is filled in."""
+    """Write a transformers model. `keys` adds or replaces key-values (None drops one); `{arch}` is filled in.
+
+    `kind` is one for all matrices, or a function of their Hugging Face names.
+    """
     config = model.config
     arch = config.model_type
     writer = gguf.GGUFWriter(path, arch)
@@ -62,8 +66,9 @@ def write_gguf(
             weight = permute_rows(weight, config.num_attention_heads)
         if arch == "llama" and ".k_proj." in name:
             weight = permute_rows(weight, config.num_key_value_heads)
-        raw_dtype = kind if weight.ndim > 1 else GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name, quantized(weight, kind), raw_dtype=raw_dtype)
+        own = kind(name) if callable(kind) else kind
+        raw_dtype = own if weight.ndim > 1 else GGMLQuantizationType.F32
+        writer.add_tensor(gguf_name, quantized(weight, own), raw_dtype=raw_dtype)
     for name, data in (extra_tensors or {}).items():
         writer.add_tensor(name, data)
     save(writer)

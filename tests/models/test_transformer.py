@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from infra_lab.quantization import LinearScheme
+from infra_lab.quantization.recipes import RECIPES
 from tests.models.hf_models import load_folder, logits_of, random_model
 
 SHAPES: list[tuple[str, dict[str, Any]]] = [
@@ -74,8 +75,12 @@ def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
     assert (rough - exact).abs().mean() < 0.05 * exact.std()
 
 
-@pytest.mark.parametrize(("scheme", "limit"), [(LinearScheme("int8"), 0.05), (LinearScheme("int4", 32), 0.35)], ids=str)
-def test_quantized_weights_stay_close(tmp_path: Path, scheme: LinearScheme, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("int8", 0.05), ("rtn-int4-g32", 0.35), ("w8a8", 0.1), ("fp8", 0.2), ("nf4", 0.5), ("mxfp4", 0.5), ("nvfp4", 0.4)],
+)
+def test_quantized_weights_stay_close(tmp_path: Path, name: str, limit: float) -> None:
+    scheme = LinearScheme(RECIPES[name])
     random_model("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
     exact = logits_of(load_folder(tmp_path), TOKENS)
     rough = logits_of(load_folder(tmp_path, scheme, torch.bfloat16), TOKENS, [140] + [1] * 10).float()
