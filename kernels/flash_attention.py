@@ -148,7 +148,7 @@ def launch_config(num_rows: int, dtype_bytes: int, capability: int, quantized: b
     if dtype_bytes == 4:
         return KernelConfig({"BLOCK_M": 16, "BLOCK_N": 32}, num_warps=4, num_stages=2)
     if num_rows <= 16:
-        return KernelConfig({"BLOCK_M": 16, "BLOCK_N": 64 if capability >= 90 else 32}, num_warps=4, num_stages=3)
+        return KernelConfig({"BLOCK_M": 16, "BLOCK_N": 32}, num_warps=4, num_stages=3)
     if num_rows <= 64:
         return KernelConfig({"BLOCK_M": 64, "BLOCK_N": 32}, num_warps=8, num_stages=3)
     if capability >= 90:

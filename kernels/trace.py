@@ -40,6 +40,7 @@ def record(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[Access]]:
         raise KernelUnavailableError(
             "tracing needs Triton's interpreter: set TRITON_INTERPRET=1 before `kernels` is imported"
         )
+    import numpy as np  # which the interpreter computes with
     from triton.runtime.interpreter import interpreter_builder as builder
 
     accesses: list[Access] = []
@@ -47,7 +48,7 @@ def record(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[Access]]:
 
     def note(kind: Kind, pointers: Any, mask: Any) -> None:
         addresses = torch.from_numpy(pointers.data.astype("int64").reshape(-1))
-        inside = torch.as_tensor(mask.data, dtype=torch.bool).reshape(-1)  # a tile descriptor's mask is bare
+        inside = torch.from_numpy(np.asarray(mask.data).reshape(-1).astype("bool"))  # a tile descriptor's mask is bare
         accesses.extend(by_tensor(builder.grid_idx, kind, addresses[inside.expand_as(addresses)], tensors))
 
     def watched_load(pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:

@@ -24,11 +24,17 @@ class KernelUnavailableError(RuntimeError):
 
 
 class constexpr:  # noqa: N801 - Triton knows an annotation by this name
-    """Annotates a compile-time argument; called, it makes a constant that kernels may use as a global."""
+    """Annotates a compile-time argument; called, it makes a constant that kernels may use as a global.
 
-    def __new__(cls, value: Any) -> Any:
-        """Return Triton's own, or the bare value where there is no Triton."""
-        return import_module("triton.language").constexpr(value) if HAS_TRITON else value
+    Triton's own takes its place when a kernel of its module is first needed.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def load(self) -> Any:
+        """Return Triton's own."""
+        return import_module("triton.language").constexpr(self.value)
 
 
 class _Module:
@@ -63,7 +69,7 @@ class _Kernel:
             self._made = triton.load().jit(self.fn, do_not_specialize=self._varies)
             scope = self.fn.__globals__
             for name, value in list(scope.items()):
-                if isinstance(value, (_Module, _Kernel)):
+                if isinstance(value, (_Module, _Kernel, constexpr)):
                     scope[name] = value.load()
         return self._made
 

@@ -24,6 +24,9 @@ SUITES = {
         "infra_lab.bench.kernels", "Every Triton kernel beside torch and this GPU's ceilings; needs a GPU."
     ),
     "kv": Suite("infra_lab.bench.kv", "Paged KV memory beside contiguous reservations."),
+    "quantization": Suite(
+        "infra_lab.bench.quantization", "Fewer bits by every method: perplexity, KL, memory, tokens/s."
+    ),
     "scheduler": Suite("infra_lab.bench.scheduler", "A step of the scheduler, and the prefix cache."),
     "server": Suite("infra_lab.bench.server", "The SSE server beside a bare one; streams, leaks, added latency."),
     "widgets": Suite("infra_lab.bench.widgets", "From a slider to the repaint, in a real browser."),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from infra_lab.bench.decode_graphs import decode_graph_rows
 from infra_lab.bench.measure import in_fresh_process, medians, time_to_first_output_s
 from infra_lab.bench.peers import TransformersPeer
 from infra_lab.bench.report import BenchReport, BenchRow, at_least, at_most
@@ -46,6 +47,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
     rows.append(_peak_memory())
     say("shell to first token")
     rows.append(_first_token(1 if quick else 3))
+    rows += decode_graph_rows(MODEL, quick=quick, say=say)
     rows += scheduler_rows(quick=quick, say=say)
     versions = {"torch": torch.__version__, "transformers": _transformers_version()}
     return BenchReport("engine", rows, versions=versions)

@@ -24,7 +24,8 @@ def help_texts(half: Half) -> str:
     seen: set[str] = set()
     halves: dict[str, list[str]] = {"calibration": [], "evaluation": []}
     for index, name in enumerate(sorted(topics)):
-        paragraphs = [text for text in topics[name].split("\n\n") if text.strip() and text not in seen]
+        texts = (text.strip("\n") for text in topics[name].split("\n\n"))
+        paragraphs = [text for text in texts if text.strip() and text not in seen]
         seen.update(paragraphs)
         halves["evaluation" if index % 2 else "calibration"] += paragraphs
     return "\n\n".join(halves[half])

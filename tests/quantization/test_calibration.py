@@ -51,7 +51,7 @@ def test_slices_are_apart_and_spread_over_the_text(num_slices: int, length: int,
 
 
 def test_calibration_texts_that_are_too_short_or_too_long() -> None:
-    with pytest.raises(ConfigError, match="32 slices of 256 tokens are 8,192, and the text has 101"):
+    with pytest.raises(ConfigError, match="32 slices of 256 tokens are 8,192, and the text has 100"):
         calibration_tokens(encode, text="a" * 100)
     with pytest.raises(ConfigError, match="texts of 2000 tokens, and the model was loaded for 1024"):
         LayerWalk(tiny(), torch.zeros(1, 2000, dtype=torch.int64))
@@ -141,8 +141,8 @@ def test_each_name_makes_a_model_close_to_the_dense_one(name: str) -> None:
     assert 0 < kl_divergence(expected, found) < {3: 0.3, 4: 0.08, 8: 0.01}[RECIPES[name].bits]
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_calibrated_methods_lose_less_than_rounding_on_other_text(method: str) -> None:
+@pytest.mark.parametrize(("method", "share"), [("gptq", 0.7), ("awq", 0.9)])
+def test_calibrated_methods_lose_less_than_rounding_on_other_text(method: str, share: float) -> None:
     tokens = calibration_tokens(encode, num_slices=8, length=128)
     text = encode(help_texts("evaluation"))[:400]
     expected = torch.log_softmax(logits_of(tiny(), text), dim=-1)
@@ -152,7 +152,7 @@ def test_calibrated_methods_lose_less_than_rounding_on_other_text(method: str) -
         if RECIPES[name].needs_calibration:
             quantize_model(model, tokens, RECIPES[name])
         losses[name] = kl_divergence(expected, torch.log_softmax(logits_of(model, text), dim=-1))
-    assert losses[f"{method}-int3-g64"] < 0.7 * losses["rtn-int3-g64"]
+    assert losses[f"{method}-int3-g64"] < share * losses["rtn-int3-g64"]
 
 
 def test_static_fp8_takes_the_largest_activation_as_its_range() -> None:
@@ -173,7 +173,7 @@ def test_refusals() -> None:
     dense_layer(broken.layers[1], "o").weight[0, 0] = torch.nan
     with pytest.raises(ConfigError, match=r"model\.layers\.1\.o has NaN or infinite weights"):
         quantize_model(broken, tokens, RECIPES["gptq-int4-g64"])
-    with pytest.raises(ConfigError, match="the text has 5"):
+    with pytest.raises(ConfigError, match="the text has 4"):
         calibrate(tiny("gptq-int4-g64"), encode, RECIPES["gptq-int4-g64"], text="abcd")
 
 

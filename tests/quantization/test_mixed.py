@@ -13,6 +13,7 @@ from infra_lab.models.layer_walk import MATRICES
 from infra_lab.models.sensitivity import SHRINK, int4_sensitivity, mixed_method
 from infra_lab.models.transformer import CausalLM
 from infra_lab.quantization import DenseLinear, LinearScheme
+from infra_lab.quantization.embedding_int4 import Int4Embedding
 from infra_lab.quantization.grouped import rtn
 from infra_lab.quantization.linear_int4 import Int4Linear
 from infra_lab.quantization.linear_w8a8 import Float8Linear
@@ -76,7 +77,8 @@ def test_sensitivity_is_the_kl_of_a_model_with_that_one_matrix_in_int4() -> None
     model.layers[1].down = DenseLinear(rtn(weight, 4, 128).dequantize())
     changed = [torch.log_softmax(logits_of(model, text.tolist()).double(), dim=-1) for text in TOKENS]
     kl = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(expected, changed, strict=True)) / TOKENS.numel()
-    assert found["model.layers.1.down"] == pytest.approx(kl, rel=0.01)
+    # a text alone is few enough rows for the int8 head to multiply in bfloat16
+    assert found["model.layers.1.down"] == pytest.approx(kl, rel=0.05)
     assert kl > 1e-4
     assert abs(found["model.layers.2.o"]) < 1e-6
 
@@ -98,3 +100,19 @@ def test_the_least_sensitive_matrices_are_in_int4_and_the_rest_in_fp8() -> None:
     assert 0.8 < layers / (2 * num_weights / SHRINK) <= 1
     with pytest.raises(ConfigError, match="INT4 in every matrix takes"):
         mixed_method(dense_tiny(), TOKENS, budget_bytes=1000)
+
+
+def test_an_embedding_in_int4_reads_the_rows_that_it_multiplies_by() -> None:
+    weight = torch.randn(272, 192, generator=torch.Generator().manual_seed(0))
+    embedding = Int4Embedding(weight)
+    indices = torch.tensor([0, 271, 5, 100, 5])
+    rows = embedding.rows(indices)
+    assert (rows - weight[indices]).norm() < 0.12 * weight[indices].norm()
+    x = torch.randn(3, 192, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).float()
+    expected = x @ embedding.rows(torch.arange(272)).t()
+    assert torch.allclose(embedding(x), expected, atol=0.01 * float(expected.abs().max()))
+    model = load_folder(data_path("tiny"))
+    before = logits_of(model, TOKENS[0].tolist())
+    model.embedding = model.lm_head = Int4Embedding(model.embedding.rows(torch.arange(272)))
+    change = (logits_of(model, TOKENS[0].tolist()) - before).norm() / before.norm()
+    assert 0.005 < change < 0.3
