@@ -50,6 +50,9 @@ CELLS = """
 }))
 """
 
+CAUGHT_UP = "async () => { await window.labPanel.sessionContext.session.kernel.requestKernelInfo(); }"
+"""A kernel answers in turn: what widgets sent before has been dealt with."""
+
 SHUT_DOWN = "async () => { await window.labPanel?.sessionContext.shutdown(); }"
 
 HAS_THEME = "light => document.body.dataset.jpThemeLight === light"

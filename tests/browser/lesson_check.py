@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from infra_lab.bench import lab_scripts
 from infra_lab.bench.lab_page import LabPage
 from infra_lab.bench.lab_panel import find_panels
 from infra_lab.errors import InfraLabError
@@ -9,7 +10,7 @@ from infra_lab.errors import InfraLabError
 SIZES = [(dark, width) for dark in (False, True) for width in (1280, 1920)]
 
 AFTERMATH_MS = 1_000
-"""Errors that the last move causes come after the figure has changed."""
+"""Errors that the last move causes reach the page after the figure has changed."""
 
 
 def complaints_about(page: LabPage, *, has_panel: bool = True, pictures: Path | None = None) -> list[str]:
@@ -26,6 +27,7 @@ def complaints_about(page: LabPage, *, has_panel: bool = True, pictures: Path | 
             page.screenshot(pictures / name, dark=dark, width=width)
     if has_panel:
         wrong += _complaints_about_panels(page)
+    page.evaluate(lab_scripts.CAUGHT_UP)
     page.page.wait_for_timeout(AFTERMATH_MS)
     return wrong + page.problems
 

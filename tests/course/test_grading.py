@@ -150,7 +150,8 @@ def test_harmful_notebooks_are_stopped_reported_and_leave_nothing(
     (tmp_path / "t").mkdir()
     answer, status, earned = HARMFUL[harm]
     path = hand_in(sample, tmp_path / NAME, blocks=answer)
-    row = grade_one(path, sample_labs, cell_timeout_s=6, memory_mib=4096 if status != "memory" else 3000)
+    seconds, memory_mib = 12 if status == "timeout" else 60, 3000 if status == "memory" else 4096
+    row = grade_one(path, sample_labs, cell_timeout_s=seconds, memory_mib=memory_mib)
     assert (row.status, row.earned) == (status, earned), row.message
     assert list((tmp_path / "t").iterdir()) == []
     assert not _processes_left(sample_labs)
