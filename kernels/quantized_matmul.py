@@ -18,8 +18,6 @@ slow path of matrix instructions: use FP8. FP8 needs compute capability 8.9; bel
 Follows SmoothQuant's W8A8 (Xiao et al. 2022) and FP8 formats (Micikevicius et al. 2022).
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
@@ -56,9 +54,10 @@ def scaled_matmul_reference(
 @jit(varies=("M",))
 def _scaled_matmul(
     a_ptr, b_ptr, c_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, M, N, K, a_stride, b_stride,
-    PROMOTES: tl.constexpr, SUM: tl.constexpr,
+    PROMOTES: tl.constexpr, INTEGERS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
+    SUM: tl.constexpr = tl.int32 if INTEGERS else tl.float32
     a_tiles = tl.make_tensor_descriptor(a_ptr, [M, K], [a_stride, 1], [BLOCK_M, BLOCK_K])
     b_tiles = tl.make_tensor_descriptor(b_ptr, [N, K], [b_stride, 1], [BLOCK_N, BLOCK_K])
     num_tiles_m = tl.cdiv(M, BLOCK_M)
@@ -167,7 +166,7 @@ def launch_scaled_matmul(
     _scaled_matmul[(min(num_tiles(config, M, N), num_multiprocessors(a.device)),)](
         a, weight, c, row_scale.contiguous(), column_scale.contiguous(), None if bias is None else bias.contiguous(),
         M, N, K, a.stride(0), weight.stride(0),
-        PROMOTES=a.dtype == FP8 and not fast_accumulation, SUM=tl.int32 if a.dtype == torch.int8 else tl.float32,
+        PROMOTES=a.dtype == FP8 and not fast_accumulation, INTEGERS=a.dtype == torch.int8,
         **config.blocks, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
@@ -186,11 +185,11 @@ def scaled_matmul_cost(M: int, N: int, K: int, result_bytes: int) -> Cost:
 
 
 def _specs() -> tuple[KernelSpec, ...]:
-    def spec(name: str, element: str, total: Any, promotes: bool, configs: tuple[KernelConfig, ...]) -> KernelSpec:
+    def spec(name: str, element: str, promotes: bool, configs: tuple[KernelConfig, ...]) -> KernelSpec:
         signature = {"a_ptr": f"*{element}", "b_ptr": f"*{element}", "c_ptr": "*bf16"}
         signature |= {"row_scale_ptr": "*fp32", "column_scale_ptr": "*fp32"}
         signature |= dict.fromkeys(("M", "N", "K", "a_stride", "b_stride"), "i32")
-        constants = {"bias_ptr": None, "PROMOTES": promotes, "SUM": total}
+        constants = {"bias_ptr": None, "PROMOTES": promotes, "INTEGERS": element == "i8"}
         capability = 80 if element == "i8" else 89
         unit: Unit = "int8" if element == "i8" else "fp8"
         work = Work(f"{size} × {size} × {size}, {unit}", scaled_matmul_cost(size, size, size, 2), traffic, unit)
@@ -206,9 +205,9 @@ def _specs() -> tuple[KernelSpec, ...]:
         )
 
     return (
-        spec("int8_matmul", "i8", tl.int32, False, _CONFIGS[:5]),
-        spec("fp8_matmul", "fp8e4nv", tl.float32, False, _CONFIGS[:5]),
-        spec("fp8_matmul_promoted", "fp8e4nv", tl.float32, True, _CONFIGS[1:5]),
+        spec("int8_matmul", "i8", False, _CONFIGS[:5]),
+        spec("fp8_matmul", "fp8e4nv", False, _CONFIGS[:5]),
+        spec("fp8_matmul_promoted", "fp8e4nv", True, _CONFIGS[1:5]),
     )
 
 

@@ -22,6 +22,7 @@ from infra_lab.quantization.float_weights import Float8Weight
 from infra_lab.quantization.linear import has_int8_kernel
 from infra_lab.quantization.linear_tiled import tiled_product
 from kernels.quantize import FP8_LIMIT, quantize_fp8, quantize_int8
+from kernels.quantized_matmul import scaled_matmul
 
 _EXACT_INPUTS = 1024
 _MAX_PACKED_ROWS = 32
@@ -42,8 +43,6 @@ class Int8ActivationLinear:
         """Map x [T, in] to [T, out] in the dtype of x."""
         q, token_scale = quantize_int8(x)
         if kernels.launches_on(x.device):
-            from kernels.quantized_matmul import scaled_matmul  # here, because it loads Triton
-
             y: torch.Tensor = scaled_matmul(q, self.q.t(), token_scale.squeeze(-1), self.scale, self.bias, x.dtype)
             return y
         if x.shape[0] <= _MAX_PACKED_ROWS and not x.is_cuda and has_int8_kernel():
@@ -88,8 +87,6 @@ class Float8Linear:
             token_scale = torch.full((x.shape[0], 1), self.input_scale, device=x.device)
         if kernels.launches_on(x.device):
             scales = token_scale.squeeze(-1), self.weight.scale
-            from kernels.quantized_matmul import scaled_matmul  # here, because it loads Triton
-
             y: torch.Tensor = scaled_matmul(q, self.weight.q.t(), *scales, self.bias, x.dtype)
             return y
         y = tiled_product(q.float(), self.weight).mul_(token_scale)

@@ -10,6 +10,7 @@ from infra_lab.engine.sampling.draw import bounded_temperature, draw
 from infra_lab.engine.sampling.uniform import Counter, number
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.plan import NO_TOKEN
+from kernels.sampling import sample
 
 KERNEL_VOCABULARY = 1 << 18
 """The kernel's sums of weights would overflow at so many tokens."""
@@ -37,8 +38,6 @@ def choose(logits: torch.Tensor, params: Sequence[SamplingParams], counters: Seq
 
 def _launch(logits: torch.Tensor, params: Sequence[SamplingParams], counters: Sequence[Counter]) -> list[int]:
     """Draw all rows in one launch, with one transfer there and one back."""
-    from kernels.sampling import sample  # here, because it loads Triton
-
     vocab_size = logits.shape[1]
     by_row: list[tuple[torch.dtype, list[float]]] = [
         (torch.float32, [0.0 if p.is_greedy else bounded_temperature(p) for p in params]),
