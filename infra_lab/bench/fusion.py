@@ -20,7 +20,7 @@ from infra_lab.bench.report import BenchReport, BenchRow, at_least, at_most
 from infra_lab.errors import ModelNotFoundError
 from infra_lab.fusion.block import BlockShape, DecoderBlock, block_inputs, block_of
 from infra_lab.fusion.compare import CACHE, Traffic, compare
-from infra_lab.fusion.engine_layer import engine_state, turn
+from infra_lab.fusion.engine_layer import engine_state
 from infra_lab.fusion.inductor import can_compile, compiled
 from infra_lab.fusion.onnx_runtime import OnnxModule
 from infra_lab.hardware.probes import measure_ceilings
@@ -88,7 +88,7 @@ def ways_of(
     if device.type == "cuda":
         residual = inputs.x.reshape(-1, config.hidden_size).clone()  # the engine adds to it in place
         state = engine_state(config, shape, torch.zeros_like(residual), residual, device)
-        engine = partial(turn, layer, config, state, fused_start=layer.can_fuse(state.step))
+        engine = partial(layer.turn, *state, fuses=layer.can_fuse(state.step))
         ways["torch.compile"] = partial(compiled(block), *inputs)
         ways["engine"] = engine
         ways["eager, graph"] = _as_graph(ways["eager"])

@@ -33,34 +33,18 @@ BLOCK_SIZE = 16
 
 
 class EngineState(NamedTuple):
-    """What a layer finds when its turn comes."""
+    """What a layer finds when its turn comes: the arguments of `DecoderLayer.turn`."""
 
     x: torch.Tensor
     """[R, H], R = batch · tokens: what the layer before leaves to be added."""
     residual: torch.Tensor
     """[R, H]: written in place."""
+    config: ModelConfig
     rotary: tuple[torch.Tensor, torch.Tensor]
     """cos and sin, [R, 1, D], sin signed as `kernels.apply_rotary` wants it."""
     kv_cache: torch.Tensor
     """[N, BLOCK_SIZE, 2, Hkv, D]: written in place."""
     step: StepInput
-
-
-def turn(layer: DecoderLayer, config: ModelConfig, state: EngineState, *, fused_start: bool = False) -> torch.Tensor:
-    """Run a layer as `CausalLM.forward` does; return what is to be added to the residual, [R, H].
-
-    fused_start: as it does for few rows, with norm, product, rotation and store in one kernel.
-    """
-    x, residual, rotary, kv_cache, step = state
-    eps = config.rms_norm_eps
-    if fused_start:
-        attended = layer.fused_attend(residual.add_(x), config, rotary, kv_cache, step)
-    else:
-        attended = layer.attend(
-            kernels.add_rms_norm(x, residual, layer.input_norm, eps), config, rotary, kv_cache, step
-        )
-    x = kernels.add_rms_norm(attended, residual, layer.post_attention_norm, eps)
-    return layer.down(kernels.silu_mul(layer.gate_up(x)))
 
 
 def engine_state(
@@ -85,7 +69,7 @@ def engine_state(
     cos, sin = RotaryTable(config, past + tokens, x.dtype, torch.device("cpu")).at(positions)
     cache = (batch * width, BLOCK_SIZE, 2, config.num_kv_heads, config.head_dim)
     kv_cache = torch.zeros(cache, dtype=x.dtype, device=device)
-    return EngineState(x, residual, (cos.to(device), sin.to(device)), kv_cache, step)
+    return EngineState(x, residual, config, (cos.to(device), sin.to(device)), kv_cache, step)
 
 
 def meta_layer(config: ModelConfig, dtype: torch.dtype) -> DecoderLayer:
@@ -115,7 +99,7 @@ def record_turn(
     linears = (layer.qkv, layer.o, layer.gate_up, layer.down)
     weights = [linear.weight for linear in linears if isinstance(linear, DenseLinear)]
     return record(
-        lambda: turn(layer, config, state, fused_start=fused_start),
+        lambda: layer.turn(*state, fuses=fused_start),
         (),
         weights=[*weights, layer.input_norm, layer.post_attention_norm],
         cache=[state.kv_cache],

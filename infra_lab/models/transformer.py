@@ -49,6 +49,32 @@ class DecoderLayer:
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
 
+    def turn(
+        self,
+        x: torch.Tensor | None,
+        residual: torch.Tensor,
+        config: ModelConfig,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        kv_cache: torch.Tensor,
+        step: StepInput,
+        *,
+        fuses: bool,
+    ) -> torch.Tensor:
+        """Add to residual [T, H], in place, x [T, H] and attention; return what the next layer is to add, [T, H].
+
+        The add that closes a layer is the first half of the norm that opens the next one. fuses: by `fused_attend`.
+        """
+        eps = config.rms_norm_eps
+        if fuses:
+            residual = residual if x is None else residual.add_(x)
+            attended = self.fused_attend(residual, config, rotary, kv_cache, step)
+        else:
+            norm = self.input_norm
+            x = kernels.rms_norm(residual, norm, eps) if x is None else kernels.add_rms_norm(x, residual, norm, eps)
+            attended = self.attend(x, config, rotary, kv_cache, step)
+        x = kernels.add_rms_norm(attended, residual, self.post_attention_norm, eps)
+        return self.down(kernels.silu_mul(self.gate_up(x)))
+
     def attend(
         self,
         x: torch.Tensor,
@@ -132,20 +158,12 @@ class CausalLM:
 
         kv_caches: one [num_blocks, block_size, 2, Hkv, D] a layer, written in place.
         """
-        config, eps = self.config, self.config.rms_norm_eps
+        config = self.config
         rotary = self.rotary.at(step.positions)
         residual = self.embedding.rows(step.token_ids)  # [T, H]
         x = None  # what is still to be added to the residual
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            if layer.can_fuse(step):
-                residual = residual if x is None else residual.add_(x)
-                attended = layer.fused_attend(residual, config, rotary, kv_cache, step)
-            else:
-                norm = layer.input_norm
-                x = kernels.rms_norm(residual, norm, eps) if x is None else kernels.add_rms_norm(x, residual, norm, eps)
-                attended = layer.attend(x, config, rotary, kv_cache, step)
-            x = kernels.add_rms_norm(attended, residual, layer.post_attention_norm, eps)
-            x = layer.down(kernels.silu_mul(layer.gate_up(x)))
+            x = layer.turn(x, residual, config, rotary, kv_cache, step, fuses=layer.can_fuse(step))
         residual = residual if x is None else residual.add_(x)
         sampled = residual.index_select(0, step.sample_rows)  # [S, H]: the last norm is for these only
-        return self.lm_head(kernels.rms_norm(sampled, self.norm, eps))
+        return self.lm_head(kernels.rms_norm(sampled, self.norm, config.rms_norm_eps))

@@ -9,7 +9,7 @@ import transformers
 import kernels
 from infra_lab.errors import UnsupportedModelError
 from infra_lab.fusion.block import BlockShape, DecoderBlock, NormSpelling, block_inputs, block_of
-from infra_lab.fusion.engine_layer import BLOCK_SIZE, engine_state, turn
+from infra_lab.fusion.engine_layer import BLOCK_SIZE, engine_state
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.fetch import cached_model, resolve_model
 from infra_lab.models.loading import load_model
@@ -84,7 +84,7 @@ def test_with_real_weights_it_is_what_the_engine_computes(
     state.kv_cache.fill_(float("nan"))  # what is never written must never be read
     put(state.kv_cache, inputs.past_key, inputs.past_value)
     with torch.no_grad(), kernels.use("reference"):
-        left = turn(layer, config, state, fused_start=fused_start)
+        left = layer.turn(*state, fuses=fused_start)
     torch.testing.assert_close((state.residual + left).view_as(expected), expected, atol=1e-4, rtol=1e-3)
     length = shape.past + shape.tokens
     by_sequence = state.kv_cache.view(shape.batch, -1, 2, config.num_kv_heads, config.head_dim)[:, :length]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import kernels
 from infra_lab.fusion.block import BlockShape, DecoderBlock, block_inputs
 from infra_lab.fusion.compare import record_block
-from infra_lab.fusion.engine_layer import _costs, engine_state, meta_layer, record_turn, turn
+from infra_lab.fusion.engine_layer import _costs, engine_state, meta_layer, record_turn
 from infra_lab.fusion.graph import graph_nodes
 from infra_lab.fusion.launches import Recording, Role, record
 from infra_lab.fusion.passes import fuse
@@ -184,5 +184,5 @@ def test_the_engines_count_is_what_the_interpreter_launches(
     with torch.no_grad(), kernels.use("triton"):
         monkeypatch.setattr(GridExecutor, "__call__", count)
         with Torch():
-            turn(layer, SMALL, state, fused_start=fused_start)
+            layer.turn(*state, fuses=fused_start)
     assert len(launched) == expected, launched
