@@ -17,6 +17,7 @@ import torch
 
 from infra_lab.bench.measure import interleaved
 from infra_lab.bench.report import BenchReport, BenchRow, at_least, at_most
+from infra_lab.engine.cuda_graph import GraphCapture
 from infra_lab.errors import ModelNotFoundError
 from infra_lab.fusion.block import BlockShape, DecoderBlock, block_inputs, block_of
 from infra_lab.fusion.compare import CACHE, Traffic, compare
@@ -78,6 +79,7 @@ def first_layer(name: str, device: str) -> tuple[ModelConfig, DecoderLayer, Deco
     return checkpoint.config, model.layers[0], block_of(model.layers[0], checkpoint.config)
 
 
+@torch.no_grad()
 def ways_of(
     config: ModelConfig, layer: DecoderLayer, block: DecoderBlock, shape: BlockShape
 ) -> dict[str, Callable[[], Any]]:
@@ -91,29 +93,15 @@ def ways_of(
         engine = partial(layer.turn, *state, fuses=layer.can_fuse(state.step))
         ways["torch.compile"] = partial(compiled(block), *inputs)
         ways["engine"] = engine
-        ways["eager, graph"] = _as_graph(ways["eager"])
-        ways["compile, graph"] = _as_graph(ways["torch.compile"])
-        ways["engine, graph"] = _as_graph(engine)
+        capture = GraphCapture(device)
+        ways["eager, graph"] = capture(ways["eager"])
+        ways["compile, graph"] = capture(ways["torch.compile"])
+        ways["engine, graph"] = capture(engine)
     else:
         if can_compile():
             ways["torch.compile"] = partial(compiled(block), *inputs)
         ways["ONNX Runtime"] = OnnxModule(block, inputs).session("all", num_threads=1)
     return ways
-
-
-@torch.no_grad()
-def _as_graph(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Capture one call as a CUDA graph, and return what replays it."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # what compiles, tunes or allocates does so now
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
 
 
 def time_rows(ways: dict[str, Callable[[], Any]], title: str, shape: BlockShape, repeats: int) -> list[BenchRow]:

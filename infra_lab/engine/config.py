@@ -80,7 +80,7 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
     device = _device(config.device)
     # 2. In which precision, and with which weights.
     dtype = _dtype(config.dtype, device)
-    scheme = parse_scheme(config.quantization, device=device, dtype=dtype)
+    scheme = parse_scheme(config.quantization)
     # 3. How long a sequence may get.
     max_model_len = model.max_position if config.max_model_len is None else config.max_model_len
     if not 1 <= max_model_len <= model.max_position:

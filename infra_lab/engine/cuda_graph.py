@@ -19,7 +19,7 @@ class GraphCapture:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+    def __call__(self, function: Callable[[], object]) -> Callable[[], None]:
         """Run the function once, capture a second run, and return what replays it on the caller's stream.
 
         Whoever captures the largest function first has the others live in its memory. What the pool gave to one function's

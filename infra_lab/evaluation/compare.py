@@ -37,9 +37,8 @@ class ReferenceRun:
     def __init__(self, llm: LLM, token_ids: Sequence[int], *, window: int = WINDOW, stride: int = STRIDE) -> None:
         self.token_ids, self.window, self.stride = list(token_ids), window, stride
         scored = list(scored_tokens(llm, token_ids, window=window, stride=stride))
-        self.log_probs = torch.cat([log_probs.cpu() for _, log_probs in scored])  # [T - 1, V]
-        targets = torch.tensor(self.token_ids[1:]).unsqueeze(1)
-        self.nll = -self.log_probs.gather(1, targets).squeeze(1)
+        self.log_probs = torch.cat([piece.log_probs.cpu() for piece in scored])  # [T - 1, V]
+        self.nll = torch.cat([piece.nll for piece in scored])
 
     @property
     def perplexity(self) -> float:
@@ -50,17 +49,18 @@ class ReferenceRun:
         """Run another model over the same windows. Raises ConfigError if its vocabulary has another size."""
         nll, kl, agrees = [], [], []
         done = 0
-        for targets, log_probs in scored_tokens(llm, self.token_ids, window=self.window, stride=self.stride):
+        for scored in scored_tokens(llm, self.token_ids, window=self.window, stride=self.stride):
+            log_probs = scored.log_probs
             if log_probs.shape[1] != self.log_probs.shape[1]:
                 raise ConfigError(
                     f"the reference has {self.log_probs.shape[1]:,} tokens in its vocabulary, this model "
                     f"{log_probs.shape[1]:,}; only models that share one can be compared"
                 )
-            expected = self.log_probs[done : done + len(targets)].to(log_probs.device)
-            nll.append(-log_probs.gather(1, targets.unsqueeze(1)).squeeze(1).cpu())
+            expected = self.log_probs[done : done + len(log_probs)].to(log_probs.device)
+            nll.append(scored.nll)
             kl.append((expected.exp() * (expected - log_probs)).sum(dim=1).cpu())
             agrees.append((expected.argmax(dim=1) == log_probs.argmax(dim=1)).cpu())
-            done += len(targets)
+            done += len(log_probs)
             if progress is not None:
                 progress(done, len(self.log_probs))
         found = torch.cat(nll).double()

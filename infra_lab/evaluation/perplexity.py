@@ -35,6 +35,11 @@ class ScoredTokens(NamedTuple):
     log_probs: torch.Tensor
     """[n, V] float32; row i is the distribution that targets[i] was drawn from, if the model were right."""
 
+    @property
+    def nll(self) -> torch.Tensor:
+        """-log p of the targets, [n] in nats, on the CPU."""
+        return -self.log_probs.gather(1, self.targets.unsqueeze(1)).squeeze(1).cpu()
+
 
 def scored_tokens(llm: LLM, token_ids: Sequence[int], *, window: int, stride: int) -> Iterator[ScoredTokens]:
     """Yield all tokens of a text but the first, in order, each once.
@@ -73,9 +78,9 @@ def perplexity(
     """Score a text; the engine must be idle. Raises what `scored_tokens` raises."""
     pieces: list[torch.Tensor] = []
     done = 0
-    for targets, log_probs in scored_tokens(llm, token_ids, window=window, stride=stride):
-        pieces.append(-log_probs.gather(1, targets.unsqueeze(1)).squeeze(1).cpu())
-        done += len(targets)
+    for scored in scored_tokens(llm, token_ids, window=window, stride=stride):
+        pieces.append(scored.nll)
+        done += len(scored.targets)
         if progress is not None:
             progress(done, len(token_ids) - 1)
     return Perplexity(torch.cat(pieces))

@@ -6,11 +6,11 @@ shape, dtype and strides without memory (a FakeTensor); where such a tensor shar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+
+from infra_lab.fusion.launches import tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ def graph_nodes(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Graph
     program = torch.export.export(module, tuple(inputs), strict=False)
     nodes = []
     for node in program.graph.nodes:
-        outputs = _tensors(node.meta.get("val"))
+        outputs = tensors_in(node.meta.get("val"))
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not outputs:
             continue
-        read = {_storage(t) for source in node.all_input_nodes for t in _tensors(source.meta.get("val"))}
+        read = {_storage(t) for source in node.all_input_nodes for t in tensors_in(source.meta.get("val"))}
         nodes.append(
             GraphNode(
                 name=node.name,
@@ -50,10 +50,6 @@ def graph_nodes(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Graph
             )
         )
     return nodes
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _storage(tensor: torch.Tensor) -> int:

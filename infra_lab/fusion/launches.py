@@ -86,7 +86,7 @@ def record(
     recorder = _Recorder(weights, cache, costs or {})
     with torch.no_grad(), recorder, as_operators():
         results = function(*inputs)
-    returned = frozenset(recorder.buffer(tensor) for tensor in _tensors(results))
+    returned = frozenset(recorder.buffer(tensor) for tensor in tensors_in(results))
     return Recording(tuple(recorder.launches), recorder.num_operations, returned, recorder.buffer_bytes)
 
 
@@ -118,7 +118,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         outputs = op(*args, **kwargs)
-        read, made = _tensors((args, kwargs)), _tensors(outputs)
+        read, made = tensors_in((args, kwargs)), tensors_in(outputs)
         self.num_operations += 1
         written = list(_mutated(op, args))
         known = {self.buffer(tensor) for tensor in read}
@@ -185,10 +185,11 @@ def _kind(op: Any, name: str) -> Kind:
 def _mutated(op: Any, args: tuple[Any, ...]) -> Iterator[torch.Tensor]:
     for argument, value in zip(op._schema.arguments, args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """Return all tensors in nested lists, tuples and dicts."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from infra_lab.models.calibrated import Progress, quantize_model
+import torch
+
+from infra_lab.models.calibrated import Progress, method_of, quantize_layers
+from infra_lab.models.sensitivity import mixed_method
 from infra_lab.models.transformer import CausalLM
 from infra_lab.quantization.calibration import SLICE_TOKENS, calibration_tokens
 from infra_lab.quantization.recipes import Recipe
@@ -29,6 +32,19 @@ def calibrate(
         return
     with progress_bar(f"calibrating {recipe.name}") as report:
         quantize_model(model, token_ids, recipe, progress=report)
+
+
+def quantize_model(
+    model: CausalLM, token_ids: torch.Tensor, recipe: Recipe, *, progress: Progress | None = None
+) -> None:
+    """Replace the dense matrices of all layers by quantized ones, in place; embedding and output layer stay.
+
+    token_ids: what to calibrate on, [texts, tokens] (see `calibration`); `progress` is called after each matrix. Raises
+    ConfigError for a model that is not dense, NaN weights or activations, and widths that no group size divides.
+    """
+    is_mixed = recipe.method == "mixed"
+    method = mixed_method(model, token_ids, progress=progress) if is_mixed else method_of(recipe)
+    quantize_layers(model, token_ids, method, recipe, progress=progress)
 
 
 @contextmanager

@@ -68,27 +68,14 @@ Method = Callable[[Target], Quantized]
 
 
 @torch.no_grad()
-def quantize_model(
-    model: CausalLM, token_ids: torch.Tensor, recipe: Recipe, *, progress: Progress | None = None
-) -> None:
-    """Replace the dense matrices of all layers by quantized ones, in place; embedding and output layer stay.
-
-    token_ids: what to calibrate on, [texts, tokens] (see `calibration`); `progress` is called after each matrix. Raises
-    ConfigError for a model that is not dense, NaN weights or activations, and widths that no group size divides.
-    """
-    if recipe.method == "mixed":
-        from infra_lab.models.sensitivity import mixed_method  # which itself walks through models
-
-        method = mixed_method(model, token_ids, progress=progress)
-    else:
-        method = _method(recipe)
-    quantize_layers(model, token_ids, method, recipe, progress=progress)
-
-
 def quantize_layers(
     model: CausalLM, token_ids: torch.Tensor, method: Method, recipe: Recipe, *, progress: Progress | None = None
 ) -> None:
-    """Quantize each matrix with `method`, in the order in which tokens meet them."""
+    """Replace the dense matrices of all layers, in place and in the order in which tokens meet them, by what `method` makes.
+
+    token_ids: what to calibrate on, [texts, tokens] (see `calibration`); `progress` is called after each matrix; embedding
+    and output layer stay. Raises ConfigError for a model that is not dense, and what the method raises.
+    """
     walk, total = LayerWalk(model, token_ids), len(model.layers) * len(MATRICES)
     for index, layer in enumerate(model.layers):
         dense = {matrix: dense_layer(layer, matrix) for matrix in MATRICES}
@@ -149,7 +136,8 @@ def install(
         setattr(layer, matrix, packed)
 
 
-def _method(recipe: Recipe) -> Method:
+def method_of(recipe: Recipe) -> Method:
+    """Return the method of a recipe that treats every matrix alike."""
     methods: dict[str, Callable[[Target, Recipe], Quantized]] = {
         "rtn": _rtn,
         "gptq": _gptq,

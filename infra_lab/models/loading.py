@@ -16,6 +16,7 @@ from infra_lab.models.quantized_folder import QuantizedFolder
 from infra_lab.models.rope import RotaryTable
 from infra_lab.models.transformer import CausalLM, DecoderLayer
 from infra_lab.models.weights import BlockCheckpoint, Checkpoint
+from infra_lab.models.weights_shapes import NORM_FIELDS
 from infra_lab.quantization import Linear, LinearScheme
 from infra_lab.quantization.grouped import GroupedInt
 from infra_lab.quantization.recipes import DENSE
@@ -83,14 +84,6 @@ def _fused_matrices(config: ModelConfig) -> dict[str, dict[str, int]]:
     }
 
 
-_NORMS = {
-    "input_layernorm": "input_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "self_attn.q_norm": "q_norm",
-    "self_attn.k_norm": "k_norm",
-}
-
-
 class _LayerBuilder:
     """Collects one layer's tensors and builds each linear layer when its weight (and bias) are complete."""
 
@@ -115,8 +108,8 @@ class _LayerBuilder:
     def put(self, name: str, tensor: LoadedWeight) -> None:
         """Take a tensor, its name without the layer's prefix, e.g. "self_attn.q_proj.weight"."""
         module, kind = name.rsplit(".", 1)
-        if module in _NORMS:
-            self.norms[_NORMS[module]] = cast(torch.Tensor, tensor)
+        if module in NORM_FIELDS:
+            self.norms[NORM_FIELDS[module]] = cast(torch.Tensor, tensor)
             return
         target = self.target_of[module]
         whole = self.parts[target, kind].put(module, tensor)

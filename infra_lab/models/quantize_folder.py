@@ -28,7 +28,7 @@ def quantize_to_folder(model: str, method: str, folder: Path, *, progress: Progr
     """
     report = progress or (lambda what, done, total: None)
     cpu, dtype = torch.device("cpu"), torch.float32
-    scheme = parse_scheme(method, device=cpu, dtype=dtype)
+    scheme = parse_scheme(method)
     check_target(folder)
     path = resolve_model(model)
     checkpoint = open_checkpoint(path)

@@ -8,7 +8,6 @@
 The matrices are the engine's, q, k and v as one. A folder appears whole or not at all: it is written under another name first.
 """
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,26 +19,22 @@ from safetensors.torch import load_file, save_file
 
 from infra_lab.errors import ConfigError, CorruptModelError
 from infra_lab.models.config import ModelConfig
+from infra_lab.models.download import sha256_of
 from infra_lab.models.gguf_dequantize import one_thread
 from infra_lab.models.hf_config import QUANT_METHOD, config_from_folder
 from infra_lab.models.hf_json import read_json_object
 from infra_lab.models.hf_safetensors import SafetensorsFile
 from infra_lab.models.hf_write import config_to_hf, write_json, write_tokenizer
+from infra_lab.models.layer_walk import MATRICES
 from infra_lab.models.rope import RotaryTable
 from infra_lab.models.transformer import CausalLM, DecoderLayer
+from infra_lab.models.weights_shapes import NORM_FIELDS
 from infra_lab.quantization import Linear, RowLinear
 from infra_lab.quantization.schemes import LinearScheme
 from infra_lab.quantization.stored import layer_from_tensors, layer_to_tensors
 
 _VERSION = 1
 _WEIGHTS = "model.safetensors"
-_MATRICES = ("qkv", "o", "gate_up", "down")
-_NORMS = {
-    "input_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-}
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -86,7 +81,7 @@ def _write(model: CausalLM, source: Path, folder: Path, scheme: str, progress: P
         "quant_method": QUANT_METHOD,
         "version": _VERSION,
         "scheme": scheme,
-        "sha256": _sha256(folder / _WEIGHTS),
+        "sha256": sha256_of(folder / _WEIGHTS),
         "layers": options,
     }
     write_json(folder / "config.json", {**config_to_hf(model.config), "quantization_config": quantization})
@@ -95,7 +90,7 @@ def _write(model: CausalLM, source: Path, folder: Path, scheme: str, progress: P
 def _norms(model: CausalLM) -> Iterator[tuple[str, torch.Tensor]]:
     yield "model.norm.weight", model.norm.cpu()
     for index, layer in enumerate(model.layers):
-        for field, name in _NORMS.items():
+        for name, field in NORM_FIELDS.items():
             if (norm := getattr(layer, field)) is not None:
                 yield f"model.layers.{index}.{name}.weight", norm.cpu()
 
@@ -103,7 +98,7 @@ def _norms(model: CausalLM) -> Iterator[tuple[str, torch.Tensor]]:
 def _linears(model: CausalLM) -> Iterator[tuple[str, Linear]]:
     yield "model.embed_tokens", model.embedding
     for index, layer in enumerate(model.layers):
-        for field in _MATRICES:
+        for field in MATRICES:
             yield f"model.layers.{index}.{field}", getattr(layer, field)
     if not model.config.tie_word_embeddings:
         yield "lm_head", model.lm_head
@@ -149,7 +144,7 @@ class QuantizedFolder:
 
     def _load(self, dtype: torch.dtype, device: torch.device, max_model_len: int) -> CausalLM:
         weights = self.path / _WEIGHTS
-        if _sha256(weights) != self._sha256:
+        if sha256_of(weights) != self._sha256:
             raise self._corrupt("it is not the file that was saved: its SHA-256 is another")
         tensors = load_file(weights)
         grouped: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._layers}
@@ -179,10 +174,10 @@ class QuantizedFolder:
         return CausalLM(self.config, embedding, layers, final_norm, lm_head, rotary)
 
     def _layer(self, prefix: str, linear: Callable[[str], Any], norm: Callable[[str], Any]) -> DecoderLayer:
-        norms = {field: norm(prefix + name) for field, name in _NORMS.items()}
+        norms = {field: norm(prefix + name) for name, field in NORM_FIELDS.items()}
         if norms["input_norm"] is None or norms["post_attention_norm"] is None:
             raise KeyError(f"{prefix}*layernorm")
-        return DecoderLayer(**norms, **{field: linear(prefix + field) for field in _MATRICES})
+        return DecoderLayer(**norms, **{field: linear(prefix + field) for field in MATRICES})
 
     def _corrupt(self, what: str) -> CorruptModelError:
         return CorruptModelError(
@@ -194,8 +189,3 @@ def _prefixes(name: str) -> Iterator[str]:
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

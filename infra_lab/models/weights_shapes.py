@@ -8,6 +8,14 @@ from infra_lab.models.config import ModelConfig
 
 Shape = tuple[int, ...]
 
+NORM_FIELDS = {
+    "input_layernorm": "input_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "self_attn.q_norm": "q_norm",
+    "self_attn.k_norm": "k_norm",
+}
+"""Of a layer: by the Hugging Face name of a norm, the field of `DecoderLayer`."""
+
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Return the shape of every tensor by its Hugging Face name; matrices are [out, in], a tied lm_head is absent."""

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 
+from infra_lab.quantization.clip import CLIPS, best_clips
 from infra_lab.quantization.grouped import GroupedInt, grid_of, round_to_grid
 
 ALPHAS = tuple(i / 20 for i in range(20))
-CLIPS = tuple(1 - i / 20 for i in range(11))
 
 
 class ScaleSearch(NamedTuple):
@@ -77,25 +77,15 @@ def search_clip(
     num_out, num_in = w.shape
     groups = torch.arange(num_in // group_size, device=w.device)
     blocks = hessian.view(len(groups), group_size, len(groups), group_size)[groups, :, groups]  # [groups, size, size]
-    scale, zero = grid_of(w, bits, group_size)
-    least = torch.full_like(scale, float("inf"))
-    best = torch.ones_like(scale)
-    for clip in clips:
-        rounded = _rounded(w, scale * clip, zero, bits, group_size)
-        difference = (w - rounded).view(num_out, len(groups), group_size).transpose(0, 1)  # [groups, out, size]
-        errors = ((difference @ blocks) * difference).sum(dim=2).t()  # [out, groups]
-        is_better = errors < least
-        least = torch.where(is_better, errors, least)
-        best = torch.where(is_better, clip, best)
-    return best
+
+    def cost(error: torch.Tensor) -> torch.Tensor:
+        difference = error.view(num_out, len(groups), group_size).transpose(0, 1)  # [groups, out, size]
+        return ((difference @ blocks) * difference).sum(dim=2).t()
+
+    return best_clips(w, grid_of(w, bits, group_size), bits, cost, clips=clips)
 
 
 def clipped_rtn(w: torch.Tensor, clip: torch.Tensor, bits: int, group_size: int, name: str) -> GroupedInt:
     """Round w [out, in] to grids of `clip` [out, groups] times their groups' range; 1 is plain rounding."""
-    scale, zero = grid_of(w, bits, group_size, name=name)  # low · c / (scale · c): the zero point stays where it is
-    scale = scale * clip
-    return GroupedInt(round_to_grid(w, scale, zero, bits, group_size), scale, zero, bits, group_size)
-
-
-def _rounded(w: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    return GroupedInt(round_to_grid(w, scale, zero, bits, group_size), scale, zero, bits, group_size).dequantize()
+    scale, zero = grid_of(w, bits, group_size, name=name)
+    return round_to_grid(w, scale * clip, zero, bits, group_size)

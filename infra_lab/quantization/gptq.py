@@ -29,11 +29,10 @@ from collections.abc import Sequence
 import torch
 
 from infra_lab.errors import ConfigError
-from infra_lab.quantization.grouped import GroupedInt, grid_of, round_to_grid
+from infra_lab.quantization.clip import CLIPS, best_clips
+from infra_lab.quantization.grouped import GroupedInt, grid_of
 
 LAZY_COLUMNS = 128
-CLIPS = tuple(1 - i / 20 for i in range(11))
-"""Shares of a group's range that are tried."""
 DAMPING = 0.05
 """The paper's is 0.01. A few thousand tokens do not know all that 1,536 inputs can do together, and this distrusts them
 more."""
@@ -67,7 +66,11 @@ def gptq(
     cost = torch.empty(num_in, device=w.device)
     cost[order] = factor.diagonal() ** -2
     if clips:
-        scale = scale * _best_clips(w, scale, zero, cost, bits, clips)
+
+        def cost_of(error: torch.Tensor) -> torch.Tensor:
+            return error.square().mul_(cost).view(*scale.shape, group_size).sum(dim=2)
+
+        scale = scale * best_clips(w, (scale, zero), bits, cost_of, clips=clips)
     columns = w.float().t()[order].contiguous()  # [in, out]: a column lies in one piece
     scales, zeros = scale.t()[order // group_size], zero.t()[order // group_size]  # [in, out]
     q = torch.empty_like(columns)
@@ -83,23 +86,6 @@ def gptq(
     codes = torch.empty_like(q)
     codes[order] = q
     return GroupedInt(codes.t().contiguous().to(torch.uint8), scale, zero, bits, group_size)
-
-
-def _best_clips(
-    w: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, cost: torch.Tensor, bits: int, clips: Sequence[float]
-) -> torch.Tensor:
-    """Return the clip of each group at which plain rounding costs least, Σ cost_i · error_i²: [out, groups]."""
-    group_size = w.shape[1] // scale.shape[1]
-    least, best = torch.full_like(scale, float("inf")), torch.ones_like(scale)
-    for clip in clips:
-        tried = scale * clip  # low · c / (scale · c): the zero point stays where it is
-        rounded = GroupedInt(
-            round_to_grid(w, tried, zero, bits, group_size), tried, zero, bits, group_size
-        ).dequantize()
-        costs = ((w - rounded).square_().mul_(cost)).view(*scale.shape, group_size).sum(dim=2)
-        best = torch.where(costs < least, clip, best)
-        least = torch.minimum(costs, least)
-    return best
 
 
 def inverse_factor(hessian: torch.Tensor, damping: float = DAMPING, name: str = "the weight") -> torch.Tensor:

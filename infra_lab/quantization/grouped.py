@@ -91,11 +91,11 @@ def grid_of(
     return scale, -low / scale
 
 
-def round_to_grid(w: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    """Return the codes of the grid's points nearest to w [out, in]: uint8 [out, in]; values off the grid get its ends."""
+def round_to_grid(w: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, group_size: int) -> GroupedInt:
+    """Take the points nearest to w [out, in] of the grid of scale and zero [out, groups]; values off the grid get its ends."""
     grouped = w.float().view(w.shape[0], -1, group_size)
     codes = (grouped / scale.unsqueeze(2)).add_(zero.unsqueeze(2)).round_().clamp_(0, 2**bits - 1)
-    return codes.to(torch.uint8).view(w.shape)
+    return GroupedInt(codes.to(torch.uint8).view(w.shape), scale, zero, bits, group_size)
 
 
 def rtn(
@@ -103,7 +103,7 @@ def rtn(
 ) -> GroupedInt:
     """Round w [out, in] to the nearest points of its own min-max grid; raises what `grid_of` raises."""
     scale, zero = grid_of(w, bits, group_size, symmetric=symmetric, name=name)
-    return GroupedInt(round_to_grid(w, scale, zero, bits, group_size), scale, zero, bits, group_size)
+    return round_to_grid(w, scale, zero, bits, group_size)
 
 
 def check_weight(w: torch.Tensor, bits: int, group_size: int, name: str) -> None:

@@ -19,13 +19,12 @@ import torch
 
 import kernels
 from infra_lab.quantization.float_weights import Float8Weight
-from infra_lab.quantization.linear import has_int8_kernel
+from infra_lab.quantization.linear import Int8Linear, has_int8_kernel
 from infra_lab.quantization.linear_tiled import tiled_product
 from kernels.quantize import FP8_LIMIT, quantize_fp8, quantize_int8
 from kernels.quantized_matmul import scaled_matmul
 
 _EXACT_INPUTS = 1024
-_MAX_PACKED_ROWS = 32
 _TILE = 1 << 18
 
 
@@ -45,7 +44,7 @@ class Int8ActivationLinear:
         if kernels.launches_on(x.device):
             y: torch.Tensor = scaled_matmul(q, self.q.t(), token_scale.squeeze(-1), self.scale, self.bias, x.dtype)
             return y
-        if x.shape[0] <= _MAX_PACKED_ROWS and not x.is_cuda and has_int8_kernel():
+        if x.shape[0] <= Int8Linear.max_packed_rows and not x.is_cuda and has_int8_kernel():
             sums = torch._weight_int8pack_mm(q.to(torch.bfloat16), self.q, self._ones).float()
         else:
             sums = integer_product(q, self.q)

@@ -101,16 +101,10 @@ def group_size_for(width: int, recipe: Recipe, name: str) -> int:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def known_schemes() -> list[str]:
-    """Return the names that `parse_scheme` knows."""
-    return list(RECIPES)
-
-
-def parse_scheme(name: str | None, *, device: torch.device, dtype: torch.dtype) -> LinearScheme:
+def parse_scheme(name: str | None) -> LinearScheme:
     """Return the scheme of that name; None is dense. Raises ConfigError for an unknown name, listing the known ones."""
-    del device, dtype  # every scheme runs everywhere, if not fast: see `layers`
     if name is None:
         return LinearScheme()
-    if name not in known_schemes():
-        raise ConfigError(f"unknown quantization {name!r}; known: {', '.join(known_schemes())}")
+    if name not in RECIPES:
+        raise ConfigError(f"unknown quantization {name!r}; known: {', '.join(RECIPES)}")
     return LinearScheme(RECIPES[name])

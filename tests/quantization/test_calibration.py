@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from infra_lab import LLM, SamplingParams
 from infra_lab.data import data_path
 from infra_lab.errors import ConfigError
-from infra_lab.models.calibrate import calibrate
-from infra_lab.models.calibrated import dense_layer, quantize_model
+from infra_lab.models.calibrate import calibrate, quantize_model
+from infra_lab.models.calibrated import dense_layer
 from infra_lab.models.layer_walk import LayerWalk
 from infra_lab.models.sensitivity import kl_divergence
 from infra_lab.models.tokenizer import load_tokenizer

@@ -61,7 +61,7 @@ def test_a_range_that_overflows_float32_still_has_a_scale() -> None:
 
 def test_values_off_the_grid_get_its_ends() -> None:
     scale, zero = grid_of(torch.tensor([[0.0, 3.0]]), 2, 2)
-    assert round_to_grid(torch.tensor([[-5.0, 9.0]]), scale, zero, 2, 2).tolist() == [[0, 3]]
+    assert round_to_grid(torch.tensor([[-5.0, 9.0]]), scale, zero, 2, 2).q.tolist() == [[0, 3]]
 
 
 def test_rows_can_be_widened_alone() -> None:

