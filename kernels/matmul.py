@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 
 from kernels.cost import Cost
-from kernels.device import device_limits
 from kernels.dispatch import use_triton
 from kernels.library import operator
 from kernels.matmul_plan import (
@@ -38,6 +37,7 @@ from kernels.matmul_plan import (
     plan_split,
     plan_tile,
 )
+from kernels.operands import allow_descriptors, can_copy_tiles, check_product, num_multiprocessors
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.tiles import FLOAT32, activate, tile_in_groups, tile_product
 from kernels.triton_api import jit, tl, triton
@@ -47,7 +47,6 @@ from kernels.work import Traffic, Work, product_traffic, programs_work
 Activation = Literal["none", "silu", "gelu"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SUM_BLOCK = 1024
-_INTERPRETED_MULTIPROCESSORS = 4
 
 
 def matmul_reference(
@@ -236,30 +235,6 @@ def matmul(
     return launch_matmul(plan, a, b, bias, activation, residual)
 
 
-def check_product(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    dtypes: tuple[torch.dtype, ...],
-) -> None:
-    """Raise ValueError unless a [M, K], b [K, N], bias [N] and residual [M, N] go together and a, b have one of the dtypes."""
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
-        raise ValueError(f"a is {list(a.shape)} and b {list(b.shape)}; they must be [M, K] and [K, N]")
-    if a.dtype != b.dtype or a.dtype not in dtypes:
-        raise ValueError(f"a is {a.dtype} and b {b.dtype}; both must be one of {', '.join(map(str, dtypes))}")
-    M, N = a.shape[0], b.shape[1]
-    if bias is not None and bias.shape != (N,):
-        raise ValueError(f"bias is {list(bias.shape)}; it must be [{N}], a value for each column of b")
-    if residual is not None and residual.shape != (M, N):
-        raise ValueError(f"residual is {list(residual.shape)}; it must be [{M}, {N}], as the product is")
-
-
-def num_multiprocessors(device: torch.device) -> int:
-    """Return what a plan has to fill; few of them in the interpreter, where each program takes its turn."""
-    return device_limits(device).multiprocessors if device.type == "cuda" else _INTERPRETED_MULTIPROCESSORS
-
-
 def launch_matmul(
     plan: MatmulPlan,
     a: torch.Tensor,
@@ -321,19 +296,6 @@ def sum_parts(
         parts, c, bias, residual, M, N, M * N, 0 if residual is None else residual.stride(0),
         SPLIT=split, ACTIVATION=activation, BLOCK=_SUM_BLOCK, num_warps=4,
     )  # fmt: skip
-
-
-def can_copy_tiles(x: torch.Tensor) -> bool:
-    """Whether TMA can fetch tiles of x [R, C]: elements of a row adjacent, and rows that start at multiples of 16 bytes."""
-    if device_limits(x.device).capability < 90:
-        return False
-    row_bytes = x.stride(0) * x.element_size()
-    return x.stride(1) == 1 and row_bytes > 0 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0 and min(x.shape) > 0
-
-
-def allow_descriptors(device: torch.device) -> None:
-    """Let what this thread launches next make TMA descriptors: they lie in memory that Triton asks its caller for."""
-    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
 
 
 def matmul_cost(M: int, N: int, K: int, dtype_bytes: int) -> Cost:

@@ -26,8 +26,8 @@ from kernels.cost import Cost
 from kernels.device import device_limits
 from kernels.dispatch import use_triton
 from kernels.library import operator
-from kernels.matmul import allow_descriptors, check_product, num_multiprocessors
 from kernels.matmul_plan import CONFIGS, num_tiles, plan_matmul
+from kernels.operands import allow_descriptors, check_product, num_multiprocessors
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.tiles import tile_in_groups
 from kernels.triton_api import jit, tl

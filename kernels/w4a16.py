@@ -31,8 +31,9 @@ import torch
 from kernels.cost import Cost
 from kernels.dispatch import use_triton
 from kernels.library import operator
-from kernels.matmul import num_multiprocessors, sum_parts
+from kernels.matmul import sum_parts
 from kernels.matmul_plan import plan_split
+from kernels.operands import num_multiprocessors
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.tiles import INTERPRETING, tile_product
 from kernels.triton_api import jit, tl, triton

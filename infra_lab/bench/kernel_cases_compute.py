@@ -13,6 +13,7 @@ from kernels.attention import paged_attention_cost
 from kernels.cost import Cost
 from kernels.fused_qkv import fused_qkv, fused_qkv_cost
 from kernels.kv_store import kv_store
+from kernels.operands import can_copy_tiles
 from kernels.rotary import rotary_
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
@@ -42,7 +43,7 @@ def _products(device: torch.device, size: int, *, tiny: bool) -> Iterator[Case]:
         "bfloat16",
         None,
         (Peer("cuBLAS", lambda: F.linear(a, weight), 0.9),),
-        "matmul_persistent" if matmul.can_copy_tiles(a) else "matmul",
+        "matmul_persistent" if can_copy_tiles(a) else "matmul",
     )
     ai, bi = (torch.randint(-127, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
     yield Case(

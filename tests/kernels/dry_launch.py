@@ -59,7 +59,7 @@ def pretend(target: int, see: Callable[[Any, Any, Any], None]) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("kernels.") and getattr(module, "device_limits", None) is device_limits:
             patch.object(module, "device_limits", lambda device: limits).start()
-    patch("kernels.matmul._INTERPRETED_MULTIPROCESSORS", limits.multiprocessors).start()
+    patch("kernels.operands._INTERPRETED_MULTIPROCESSORS", limits.multiprocessors).start()
     patch("kernels.dispatch.is_interpreting", lambda: True).start()  # or it would refuse tensors that are on no GPU
     patch.object(JITFunction, "run", dry).start()
 

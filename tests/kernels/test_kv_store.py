@@ -1,4 +1,7 @@
-"""The paged cache's writes against loops over slots and blocks; both implementations, bit for bit."""
+"""The paged cache's writes against loops over slots and blocks; both implementations, bit for bit.
+
+In 8 bits: no value is off by more than half a step of its format, which float64 says, and both implementations agree.
+"""
 
 import pytest
 import torch
@@ -61,6 +64,53 @@ def test_kv_store(
     assert torch.equal(cache, expected)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from([torch.int8, torch.float8_e4m3fn]),
+    st.integers(0, 9),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.sampled_from([1, 3, 16, 80]),
+    DTYPES,
+    st.integers(0, 2**31),
+)
+def test_kv_store_in_8_bits(
+    eight_bits: torch.dtype, num_tokens: int, block_size: int, heads: int, dim: int, dtype: torch.dtype, seed: int
+) -> None:
+    """Some slots are padding, and the first head of the first token is all zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-100, 100, (6, block_size, 2, heads, dim), generator=generator, dtype=torch.int8)
+    before = codes.view(eight_bits).to(DEVICE), torch.rand(codes.shape[:4], generator=generator).to(DEVICE)
+    kv = torch.randn(2, num_tokens, heads, dim, generator=generator) * 10 ** torch.randn(heads, 1, generator=generator)
+    kv[:, :1, 0] = 0
+    key, value = kv.to(DEVICE, dtype)
+    slots = torch.randperm(6 * block_size, generator=generator)[:num_tokens]
+    slots[torch.rand(len(slots), generator=generator) < 0.3] = -1
+    key, value = key[: len(slots)], value[: len(slots)]
+    caches = []
+    for implementation in ("triton", "reference"):
+        cache, scales = before[0].clone(), before[1].clone()
+        with kernels.use(implementation):
+            kv_store(cache, key, value, slots.to(DEVICE), scales)
+        caches.append((cache.view(torch.uint8), scales))
+    assert torch.equal(caches[0][0], caches[1][0])
+    assert torch.equal(caches[0][1], caches[1][1])
+
+    stored, real = caches[0][0].view(eight_bits).flatten(0, 1).double(), slots[slots >= 0].to(DEVICE)
+    scales = caches[0][1].flatten(0, 1).double()[real]  # [T, 2, Hkv]
+    x = torch.stack([key, value], dim=1)[slots >= 0].double()  # [T, 2, Hkv, D]
+    limit = 127 if eight_bits == torch.int8 else 448
+    assert torch.allclose(scales, x.abs().amax(-1) / limit, rtol=1e-6, atol=1e-30)
+    steps = scales.unsqueeze(-1).expand(x.shape)
+    if limit == 448:  # 3 bits behind the first one, and the smallest that has them is 2^-6
+        steps = torch.maximum(x.abs() / 2**3, steps * 2**-6 / 2**3)
+    assert ((stored[real] * scales.unsqueeze(-1) - x).abs() <= steps * 0.501).all()
+    others = torch.ones(6 * block_size, dtype=torch.bool, device=DEVICE)
+    others[real] = False
+    for after, old in zip(caches[0], (before[0].view(torch.uint8), before[1]), strict=True):
+        assert torch.equal(after.flatten(0, 1)[others], old.flatten(0, 1)[others])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     IMPLEMENTATIONS,
@@ -109,6 +159,22 @@ def test_what_does_not_fit_the_cache_is_refused() -> None:
         kv_store(cache.transpose(0, 1), good, good, slots)
     with pytest.raises(ValueError, match=r"both must be \[C\]"):
         copy_blocks(cache, slots, slots[:1])
+
+
+@pytest.mark.parametrize("implementation", ["triton", "reference"])
+def test_scales_that_do_not_fit_the_cache_are_refused(implementation: Mode) -> None:
+    cache, slots = torch.zeros(4, 2, 2, 3, 8, device=DEVICE), torch.tensor([0, 1], device=DEVICE)
+    key, scales = torch.zeros(2, 3, 8, device=DEVICE), torch.zeros(4, 2, 2, 3, device=DEVICE)
+    with kernels.use(implementation):
+        with pytest.raises(ValueError, match="int8 without scales"):
+            kv_store(cache.to(torch.int8), key, key, slots)
+        with pytest.raises(ValueError, match="float32 with scales"):
+            kv_store(cache, key, key, slots, scales)
+        for bad in (scales[:3], scales.half(), scales.transpose(0, 1).contiguous().transpose(0, 1)):
+            with pytest.raises(ValueError, match=r"they must be \[4, 2, 2, 3\] of torch.float32, contiguous"):
+                kv_store(cache.to(torch.int8), key, key, slots, bad)
+    with pytest.raises(ValueError, match="of one floating-point dtype"):
+        kv_store(cache.to(torch.int8), key, key.half(), slots, scales)
 
 
 def test_a_gradient_is_refused() -> None:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels.matmul import launch_matmul, matmul, num_multiprocessors
+from kernels.matmul import launch_matmul, matmul
 from kernels.matmul_plan import MatmulPlan, num_tiles, plan_matmul
+from kernels.operands import num_multiprocessors
 from kernels.spec import KernelConfig
 from tests.kernels.conftest import DEVICE, assert_close, poisoned
 

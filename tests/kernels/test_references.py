@@ -78,10 +78,16 @@ def attention_by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     block_size=st.integers(1, 5),
     heads=st.sampled_from([(1, 1), (4, 2), (6, 2), (9, 3)]),
     scattered=st.booleans(),
+    stored=st.sampled_from([None, torch.int8, torch.float8_e4m3fn]),
     seed=st.integers(0, 2**31),
 )
 def test_paged_attention_equals_dense_attention(
-    chunks: list[tuple[int, int]], block_size: int, heads: tuple[int, int], scattered: bool, seed: int
+    chunks: list[tuple[int, int]],
+    block_size: int,
+    heads: tuple[int, int],
+    scattered: bool,
+    stored: torch.dtype | None,
+    seed: int,
 ) -> None:
     """Any mix of decodes and chunks (start, length), over blocks that lie in order or anywhere, garbage in between."""
     from infra_lab.engine.step_input import prepare_step
@@ -95,6 +101,10 @@ def test_paged_attention_equals_dense_attention(
     num_blocks = [-(-end // block_size) for end in ends]
     order = torch.randperm(sum(num_blocks) + 3, generator=generator) if scattered else torch.arange(sum(num_blocks) + 3)
     cache = torch.randn(len(order), block_size, 2, num_kv_heads, 16, generator=generator)
+    kv_cache: kernels.KVCache = cache
+    if stored is not None:
+        codes, scales = (cache * 30).round().to(stored), torch.rand(cache.shape[:4], generator=generator) / 20
+        kv_cache, cache = kernels.QuantizedKV(codes, scales), codes.double() * scales.double().unsqueeze(-1)
     plan, taken, keys, values = StepPlan(0), 0, [], []
     for i, (end, needed) in enumerate(zip(ends, num_blocks, strict=True)):
         request = Request(token_ids=[0] * end, request_id=str(i), params=SamplingParams())
@@ -107,7 +117,7 @@ def test_paged_attention_equals_dense_attention(
     prepared = prepare_step(plan, block_size=block_size, dtype=torch.float32, device=torch.device("cpu"))
     inputs = prepared.inputs
     query = torch.randn(len(inputs.positions), num_heads, 16, generator=generator)
-    out = kernels.paged_attention(query, cache, inputs.groups)
+    out = kernels.paged_attention(query, kv_cache, inputs.groups)
     row_order = [i for i in range(len(chunks)) if chunks[i][1] == 1]
     row_order.sort(key=lambda i: chunks[i][0])
     row_order += [i for i in range(len(chunks)) if chunks[i][1] > 1]

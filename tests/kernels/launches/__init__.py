@@ -21,6 +21,8 @@ BUILDS: dict[str, Build] = {
     "apply_rotary": heads.rotary_copy,
     "rotary_": heads.rotary_in_place,
     "kv_store": heads.store,
+    "kv_store_int8": heads.store_int8,
+    "kv_store_fp8": heads.store_fp8,
     "copy_blocks": heads.copies,
     "quantize_int8": rows.quantize_int8,
     "quantize_int8_long_rows": rows.quantize_int8_long_rows,

@@ -66,6 +66,42 @@ def store(device: torch.device, size: Size, tokens: int, dtype: torch.dtype) -> 
     return Launch(inputs, call, exact, ("cache",), equal)
 
 
+def store_int8(device: torch.device, size: Size, tokens: int, dtype: torch.dtype) -> Launch:
+    return _store_in_8_bits(device, size, tokens, dtype, torch.int8)
+
+
+def store_fp8(device: torch.device, size: Size, tokens: int, dtype: torch.dtype) -> Launch:
+    return _store_in_8_bits(device, size, tokens, dtype, torch.float8_e4m3fn)
+
+
+def _store_in_8_bits(
+    device: torch.device, size: Size, tokens: int, dtype: torch.dtype, eight_bits: torch.dtype
+) -> Launch:
+    """Values are within half a step of x / scale; what no slot names stays as it was."""
+    inputs = store(device, size, tokens, dtype).inputs
+    inputs["cache"] = torch.randint_like(inputs["cache"], 0, 100, dtype=torch.int8).view(eight_bits)
+    inputs["scales"] = torch.rand(inputs["cache"].shape[:4], device=device)
+
+    def call(i: Tensors) -> None:
+        key, value = i["kv"][:, : size.kv_heads], i["kv"][:, size.kv_heads :]
+        kv_store(i["cache"], key, value, i["slots"], i["scales"])
+
+    def exact(i: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        kv = i["kv"].double().unflatten(1, (2, size.kv_heads))
+        scales = kv.abs().amax(-1) / (127 if eight_bits == torch.int8 else 448)
+        cache = _stored(i["cache"].double(), kv / scales.unsqueeze(-1), i["slots"])
+        return cache, _stored(i["scales"].double(), scales, i["slots"])
+
+    def check(actual: torch.Tensor, exact: torch.Tensor) -> None:
+        if actual.dtype == torch.float32:
+            assert torch.allclose(actual.double(), exact, rtol=1e-6, atol=0)
+            return
+        half_step = 0.501 if eight_bits == torch.int8 else exact.abs().clamp(min=2**-6) * 0.0626
+        assert ((actual.double() - exact).abs() <= half_step).all()
+
+    return Launch(inputs, call, exact, ("cache", "scales"), check)
+
+
 def _stored(cache: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     after = cache.clone()
     after.flatten(0, 1)[slots[slots >= 0]] = kv[slots >= 0].to(cache.dtype)
