@@ -122,8 +122,9 @@ def scaled_matmul(
     c = torch.empty((M, N), dtype=dtype, device=a.device)
     if c.numel():
         K, is_fast = a.shape[1], fast_accumulation or a.dtype != FP8
-        shape = {"M": bucket(M), "N": N, "K": K, "dtype": a.dtype, "fast": is_fast}
-        config = _TUNED.config(a.device, shape, lambda: scaled_config(M, N, K, num_multiprocessors(a.device), is_fast))
+        is_lean = is_fast and (bias is None or device_limits(a.device).capability < 100)
+        shape = {"M": bucket(M), "N": N, "K": K, "dtype": a.dtype, "fast": is_fast, "bias": bias is not None}
+        config = _TUNED.config(a.device, shape, lambda: scaled_config(M, N, K, num_multiprocessors(a.device), is_lean))
         launch_scaled_matmul(config, *tensors, bias, c, fast_accumulation)
     return c
 
@@ -132,11 +133,14 @@ def _multiplies(x: torch.Tensor) -> bool:
     return x.dtype == torch.int8 or device_limits(x.device).capability >= 89
 
 
-def scaled_config(M: int, N: int, K: int, num_multiprocessors: int, fast_accumulation: bool) -> KernelConfig:
-    """Return the tile that the dense product would take, as many bytes along K, and so twice the elements."""
+def scaled_config(M: int, N: int, K: int, num_multiprocessors: int, is_lean: bool) -> KernelConfig:
+    """Return the tile that the dense product would take, as many bytes along K, and so twice the elements.
+
+    is_lean: the largest tile leaves registers for all else: there is no second sum to hold, and, on a B200, no bias.
+    """
     config = plan_matmul(M, N, K, num_multiprocessors).config
-    if not fast_accumulation and config.blocks["BLOCK_N"] > 128:
-        config = CONFIGS[1]  # both sums of a larger tile would not fit into the registers
+    if not is_lean and config.blocks["BLOCK_N"] > 128:
+        config = CONFIGS[1]
     return _of_bytes(config)
 
 
