@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels.dispatch import Mode
-from kernels.kv_store import MAX_COPIES, copy_blocks, kv_store
+from kernels.kv_store import MAX_COPIES, copy_blocks, dequantize, kv_store
 from tests.kernels.conftest import DEVICE
 
 IMPLEMENTATIONS = st.sampled_from(["triton", "reference"])
@@ -109,6 +109,15 @@ def test_kv_store_in_8_bits(
     others[real] = False
     for after, old in zip(caches[0], (before[0].view(torch.uint8), before[1]), strict=True):
         assert torch.equal(after.flatten(0, 1)[others], old.flatten(0, 1)[others])
+
+
+@pytest.mark.parametrize("eight_bits", [torch.int8, torch.float8_e4m3fn])
+def test_every_value_is_read_back_exactly(eight_bits: torch.dtype) -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(eight_bits)
+    values = values[~values.double().isnan()].to(DEVICE)
+    read = dequantize(values.unsqueeze(1), torch.full(values.shape, 0.5, device=DEVICE), torch.float64).squeeze(1)
+    assert torch.equal(read, values.double() / 2)
+    assert torch.equal(read.signbit(), values.double().signbit())
 
 
 @settings(max_examples=60, deadline=None)
