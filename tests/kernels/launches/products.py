@@ -6,14 +6,17 @@ from kernels import matmul, moe, quantized_matmul, w4a16
 from tests.kernels.launches.launch import Launch, Size, Tensors, randn, within
 
 
-def product(device: torch.device, size: Size, tokens: int, dtype: torch.dtype) -> Launch:
-    inputs = {"a": randn(device, dtype, tokens, size.hidden), "w": randn(device, dtype, size.width, size.hidden)}
+def _product(device: torch.device, dtype: torch.dtype, M: int, K: int, N: int) -> Launch:
     return Launch(
-        inputs,
+        {"a": randn(device, dtype, M, K), "w": randn(device, dtype, N, K)},
         lambda i: matmul.matmul(i["a"], i["w"].t()),
         lambda i: (i["a"].double() @ i["w"].double().t(),),
-        check=within(2, 1e-5 * size.hidden**0.5),
+        check=within(2, 1e-5 * K**0.5),
     )
+
+
+def product(device: torch.device, size: Size, tokens: int, dtype: torch.dtype) -> Launch:
+    return _product(device, dtype, tokens, size.hidden, size.width)
 
 
 def product_by_rows(device: torch.device, size: Size, tokens: int, dtype: torch.dtype) -> Launch:
@@ -35,14 +38,7 @@ def product_by_rows(device: torch.device, size: Size, tokens: int, dtype: torch.
 
 def product_down(device: torch.device, size: Size, tokens: int, dtype: torch.dtype) -> Launch:
     """A long sum and few rows, as in decoding: split over K where the size allows."""
-    tokens = min(tokens, 24)
-    inputs = {"a": randn(device, dtype, tokens, size.width), "w": randn(device, dtype, size.hidden, size.width)}
-    return Launch(
-        inputs,
-        lambda i: matmul.matmul(i["a"], i["w"].t()),
-        lambda i: (i["a"].double() @ i["w"].double().t(),),
-        check=within(2, 1e-5 * size.width**0.5),
-    )
+    return _product(device, dtype, min(tokens, 24), size.width, size.hidden)
 
 
 def _scaled(
