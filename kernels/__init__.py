@@ -9,16 +9,19 @@ from kernels.attention import PagedBatch, QueryGroup, paged_attention, paged_bat
 from kernels.cost import Cost
 from kernels.dispatch import launches_on, mode, use
 from kernels.fused_qkv import fused_qkv
-from kernels.kv_store import copy_blocks, kv_store
+from kernels.kv_store import KVCache, QuantizedKV, cache_parts, copy_blocks, kv_store
 from kernels.norms import add_rms_norm, layer_norm, rms_norm
 from kernels.rotary import apply_rotary
 
 __all__ = [
     "Cost",
+    "KVCache",
     "PagedBatch",
+    "QuantizedKV",
     "QueryGroup",
     "add_rms_norm",
     "apply_rotary",
+    "cache_parts",
     "copy_blocks",
     "fused_qkv",
     "kv_store",

@@ -11,7 +11,7 @@ prefill chunk as one group of its own.
 
 The reference gathers a group's blocks into [B, Tk, Hkv, D] and calls scaled_dot_product_attention once. In a decode
 group the query heads that share a KV head (GQA; Ainslie et al. 2023) become query rows of that head, so that no key is
-read twice.
+read twice. A cache in 8 bits is dequantized as it is gathered, into memory that lives until the group is attended.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.cost import Cost
+from kernels.kv_store import KVCache, cache_parts, dequantize
 
 
 class PagedBatch(NamedTuple):
@@ -58,15 +59,16 @@ class QueryGroup(NamedTuple):
     is_causal: bool
     """Whether this is a whole prompt from its first token on: query i sees keys 0 to i."""
     scratch: torch.Tensor | None = None
-    """Where `blocks` may be gathered, [len(blocks), B, 2, Hkv, D]; one for all layers, so that none has to allocate."""
+    """Where `blocks` may be gathered, [len(blocks), B, 2, Hkv, D] in the cache's dtype; one for all layers, so that none has to
+    allocate."""
 
 
 def paged_attention(
-    query: torch.Tensor, kv_cache: torch.Tensor, groups: list[QueryGroup], out: torch.Tensor | None = None
+    query: torch.Tensor, kv_cache: KVCache, groups: list[QueryGroup], out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Attend every query to its own sequence's keys.
 
-    query: [T, Hq, D]; kv_cache: [N, B, 2, Hkv, D], which already holds the step's own keys and values.
+    query: [T, Hq, D]; kv_cache: [N, B, 2, Hkv, D], plain or quantized, which already holds the step's own keys and values.
     Returns [T, Hq, D] in the dtype of query.
     """
     if len(groups) == 1:
@@ -78,34 +80,38 @@ def paged_attention(
     return out
 
 
-def paged_batch_attention(query: torch.Tensor, kv_cache: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+def paged_batch_attention(query: torch.Tensor, kv_cache: KVCache, batch: PagedBatch) -> torch.Tensor:
     """Do what `paged_attention` does, with a launch for all decodes and one for all chunks.
 
-    query: [T, Hq, D]; kv_cache: [N, B, 2, Hkv, D]. Returns [T, Hq, D] in the dtype of query.
+    query: [T, Hq, D]; kv_cache: [N, B, 2, Hkv, D], plain or quantized. Returns [T, Hq, D] in the dtype of query.
     """
     from kernels.flash_attention import paged_flash_attention
     from kernels.paged_decode import paged_decode
 
     decodes, rows = batch.num_decodes, len(query)
+    cache, scales = cache_parts(kv_cache)
     parts = []
     if decodes:
         tables, lens = batch.block_tables[:decodes], batch.key_lens[:decodes]
-        parts.append(paged_decode(query[:decodes], kv_cache, lens, tables, batch.max_key_len))
+        parts.append(paged_decode(query[:decodes], cache, lens, tables, batch.max_key_len, scales))
     if decodes < rows:
         tables, lens = batch.block_tables[decodes:], batch.key_lens[decodes:]
         starts, longest = batch.query_starts, batch.max_query_len
-        parts.append(paged_flash_attention(query[decodes:], kv_cache, starts, lens, tables, longest))
+        parts.append(paged_flash_attention(query[decodes:], cache, starts, lens, tables, longest, scales))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _attend(query: torch.Tensor, kv_cache: torch.Tensor, group: QueryGroup) -> torch.Tensor:
+def _attend(query: torch.Tensor, kv_cache: KVCache, group: QueryGroup) -> torch.Tensor:
     num_sequences, query_len = group.num_sequences, group.query_len
     _, num_heads, head_dim = query.shape
-    num_kv_heads = kv_cache.shape[3]
+    cache, scales = cache_parts(kv_cache)
+    num_kv_heads = cache.shape[3]
     if isinstance(group.blocks, slice):
-        blocks = kv_cache[group.blocks]
+        blocks = cache[group.blocks]
     else:
-        blocks = torch.index_select(kv_cache, 0, group.blocks, out=group.scratch)
+        blocks = torch.index_select(cache, 0, group.blocks, out=group.scratch)
+    if scales is not None:
+        blocks = dequantize(blocks, scales[group.blocks], query.dtype)
     kv = blocks.view(num_sequences, -1, 2, num_kv_heads, head_dim)[:, : group.key_len]  # [B, Tk, 2, Hkv, D]
     key = kv[:, :, 0].transpose(1, 2)  # [B, Hkv, Tk, D]
     value = kv[:, :, 1].transpose(1, 2)

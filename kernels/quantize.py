@@ -72,7 +72,7 @@ def _round_to_fp8_bits(x):
 
 
 @jit
-def _store_quantized(x, inverse, place, inside, LIMIT: tl.constexpr, KIND: tl.constexpr):
+def store_quantized(x, inverse, place, inside, LIMIT: tl.constexpr, KIND: tl.constexpr):
     stretched = tl.minimum(tl.maximum(x * inverse, -LIMIT), LIMIT)
     if KIND == "int8":
         # Adding 1.5 · 2^23 leaves no bits for a fraction: the adder rounds half to even.
@@ -96,7 +96,7 @@ def _quantize(
         inside = columns < num_columns
         x = tl.load(x_ptr + columns, mask=inside, other=0.0).to(tl.float32)
         largest = tl.maximum(tl.max(tl.abs(x), axis=0), FLOOR)
-        _store_quantized(x, tl.div_rn(LIMIT, largest), values_ptr + columns, inside, LIMIT, KIND)
+        store_quantized(x, tl.div_rn(LIMIT, largest), values_ptr + columns, inside, LIMIT, KIND)
     else:
         largest_by_lane = tl.full([BLOCK], FLOOR, tl.float32)
         for start in range(0, num_columns, BLOCK):
@@ -107,7 +107,7 @@ def _quantize(
         for start in range(0, num_columns, BLOCK):
             inside = start + columns < num_columns
             x = tl.load(x_ptr + start + columns, mask=inside, other=0.0).to(tl.float32)
-            _store_quantized(x, inverse, values_ptr + start + columns, inside, LIMIT, KIND)
+            store_quantized(x, inverse, values_ptr + start + columns, inside, LIMIT, KIND)
     tl.store(scales_ptr + row, tl.div_rn(largest, LIMIT))
 
 
@@ -135,10 +135,10 @@ def quantize_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     _check(x)
     if not use_triton(x):
         return quantize_fp8_reference(x)
-    return _launch(x, torch.float8_e4m3fn, FP8_LIMIT, "fp8" if _converts_fp8(x.device) else "fp8_bits")
+    return _launch(x, torch.float8_e4m3fn, FP8_LIMIT, "fp8" if converts_fp8(x.device) else "fp8_bits")
 
 
-def _converts_fp8(device: torch.device) -> bool:
+def converts_fp8(device: torch.device) -> bool:
     return not is_interpreting() and device_limits(device).capability >= 89
 
 

@@ -20,7 +20,7 @@ from infra_lab.models.tokenizer import load_tokenizer
 from infra_lab.models.transformer import CausalLM
 from infra_lab.models.weights import open_checkpoint
 from infra_lab.paged_kv.block_manager import BlockManager
-from infra_lab.paged_kv.kv_memory import KVMemory
+from infra_lab.paged_kv.kv_memory import KVMemory, kv_block_bytes
 from infra_lab.scheduler.scheduler import Scheduler
 
 ONEDNN_KERNELS = 64
@@ -65,7 +65,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
         block_size=config.block_size,
         num_kv_heads=checkpoint.config.num_kv_heads,
         head_dim=checkpoint.config.head_dim,
-        dtype=resolved.dtype,
+        dtype=resolved.kv_dtype,
         device=resolved.device,
     )
     blocks = BlockManager(num_blocks, config.block_size, enable_prefix_cache=config.enable_prefix_cache)
@@ -105,7 +105,7 @@ def _blocks_left_on_gpu(config: EngineConfig, model: ModelConfig, resolved: Reso
     activations = rows * widest * 4
     logits = resolved.scheduler.max_num_seqs * model.vocab_size * 4 * 6
     budget = free_bytes - int(total_bytes * (1 - config.gpu_memory_fraction)) - activations - logits
-    num_blocks = budget // (model.kv_bytes_per_token(resolved.dtype.itemsize) * config.block_size)
+    num_blocks = budget // kv_block_bytes(model, resolved.kv_dtype, config.block_size)
     if num_blocks < 1:
         raise ConfigError(
             f"after the weights, {free_bytes:,} of the GPU's {total_bytes:,} bytes are free, and gpu_memory_fraction = "

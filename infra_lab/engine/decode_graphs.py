@@ -56,7 +56,7 @@ class DecodeGraphs:
         self._buffers = DecodeBuffers(
             max_num_seqs=max_num_seqs, max_model_len=max_model_len, block_size=kv_memory.block_size, device=device
         )
-        dtype, vocab_size = kv_memory.layers[0].dtype, model.config.vocab_size
+        dtype, vocab_size = model.norm.dtype, model.config.vocab_size
         self._logits = torch.empty(max_num_seqs, vocab_size, dtype=dtype, device=device)
         self._graphs = self._capture_all() if device.type == "cuda" else {}
 

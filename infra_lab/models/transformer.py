@@ -4,6 +4,7 @@ There is no batch dimension: the tokens of all sequences of a step lie behind ea
 decodes or prefill chunks. Only attention needs to know which token belongs to whom; it is told by `StepInput`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class DecoderLayer:
         residual: torch.Tensor,
         config: ModelConfig,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        kv_cache: torch.Tensor,
+        kv_cache: kernels.KVCache,
         step: StepInput,
         *,
         fuses: bool,
@@ -80,7 +81,7 @@ class DecoderLayer:
         x: torch.Tensor,
         config: ModelConfig,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        kv_cache: torch.Tensor,
+        kv_cache: kernels.KVCache,
         step: StepInput,
     ) -> torch.Tensor:
         """Self-attention of x [T, H]: stores the new keys and values, then reads all of each sequence's."""
@@ -92,13 +93,18 @@ class DecoderLayer:
             key = kernels.rms_norm(query_key[:, num_heads:], self.k_norm, config.rms_norm_eps)
             query_key = torch.cat([query, key], dim=1)
         query_key = kernels.apply_rotary(query_key, *rotary)
-        kernels.kv_store(kv_cache, query_key[:, num_heads:], value, step.slots)
+        cache, scales = kernels.cache_parts(kv_cache)
+        kernels.kv_store(cache, query_key[:, num_heads:], value, step.slots, scales)
         return self._read(query_key[:, :num_heads], kv_cache, step)
 
-    def can_fuse(self, step: StepInput) -> bool:
-        """Whether `fused_attend` is for this layer and step: kernels run, few rows, plain weights, no norm of single heads."""
+    def can_fuse(self, step: StepInput, kv_cache: kernels.KVCache | None = None) -> bool:
+        """Whether `fused_attend` is for this layer and step: kernels run, few rows, plain weights, no norm of single heads.
+
+        It rounds nothing to 8 bits: kv_cache, if it is given, must be a plain one.
+        """
         return (
             step.batch is not None
+            and not isinstance(kv_cache, kernels.QuantizedKV)
             and len(step.token_ids) <= FUSED_ROWS
             and isinstance(self.qkv, DenseLinear)
             and self.qkv.weight.dtype in (torch.bfloat16, torch.float32)
@@ -110,16 +116,17 @@ class DecoderLayer:
         residual: torch.Tensor,
         config: ModelConfig,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        kv_cache: torch.Tensor,
+        kv_cache: kernels.KVCache,
         step: StepInput,
     ) -> torch.Tensor:
         """Do what `attend` does with the norm of residual [T, H], all up to the attention itself in one launch."""
         assert isinstance(self.qkv, DenseLinear), "can_fuse was asked"
+        assert isinstance(kv_cache, torch.Tensor), "can_fuse was asked"
         weight, bias, eps = self.qkv.weight, self.qkv.bias, config.rms_norm_eps
         query = kernels.fused_qkv(residual, self.input_norm, weight, bias, *rotary, kv_cache, step.slots, eps)
         return self._read(query, kv_cache, step)
 
-    def _read(self, query: torch.Tensor, kv_cache: torch.Tensor, step: StepInput) -> torch.Tensor:
+    def _read(self, query: torch.Tensor, kv_cache: kernels.KVCache, step: StepInput) -> torch.Tensor:
         """Attend queries [T, Hq, D] to the cache and mix the heads."""
         if step.batch is None:
             attended = kernels.paged_attention(query, kv_cache, step.groups)  # [T, Hq, D]
@@ -153,17 +160,17 @@ class CausalLM:
         """Bytes of weights held in memory, the embedding counted once where it is also the output layer."""
         return self.weight_bytes + (0 if self.embedding is self.lm_head else self.embedding.weight_bytes)
 
-    def forward(self, step: StepInput, kv_caches: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, step: StepInput, kv_caches: Sequence[kernels.KVCache]) -> torch.Tensor:
         """Run the step's tokens through all layers; return the logits of its sample rows, [S, V].
 
-        kv_caches: one [num_blocks, block_size, 2, Hkv, D] a layer, written in place.
+        kv_caches: one [num_blocks, block_size, 2, Hkv, D] a layer, plain or quantized, written in place.
         """
         config = self.config
         rotary = self.rotary.at(step.positions)
         residual = self.embedding.rows(step.token_ids)  # [T, H]
         x = None  # what is still to be added to the residual
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            x = layer.turn(x, residual, config, rotary, kv_cache, step, fuses=layer.can_fuse(step))
+            x = layer.turn(x, residual, config, rotary, kv_cache, step, fuses=layer.can_fuse(step, kv_cache))
         residual = residual if x is None else residual.add_(x)
         sampled = residual.index_select(0, step.sample_rows)  # [S, H]: the last norm is for these only
         return self.lm_head(kernels.rms_norm(sampled, self.norm, config.rms_norm_eps))

@@ -2,7 +2,8 @@
 
 Keys and values are rounded the way a compressed cache would round them and returned in their own dtype, so that a model can
 be run on them and the loss measured. The ranges follow KIVI (Liu 2024): values and 8-bit formats take one scale a token and
-head; keys have a few channels that are much larger than the others, so low-bit keys need one scale a channel.
+head; keys have a few channels that are much larger than the others, so low-bit keys need one scale a channel. The engine
+itself stores "int8" and "fp8", rounded alike (`EngineConfig.kv_dtype`).
 """
 
 from typing import Literal, get_args
@@ -10,6 +11,8 @@ from typing import Literal, get_args
 import torch
 
 from infra_lab.errors import ConfigError
+from kernels.kv_store import dequantize
+from kernels.quantize import quantize_fp8, quantize_int8
 
 KVFormat = Literal["fp8", "int8", "int4", "int4-channel-keys"]
 KV_FORMATS: tuple[str, ...] = get_args(KVFormat)
@@ -25,20 +28,18 @@ def kv_round_trip(kv: torch.Tensor, kv_format: str) -> torch.Tensor:
     if kv_format not in KV_FORMATS:
         raise ConfigError(f"unknown KV format {kv_format!r}; known: {', '.join(KV_FORMATS)}")
     key, value = kv.float().unbind(1)  # each [T, Hkv, D]
-    if kv_format == "fp8":
-        pair = [_fp8(key), _fp8(value)]
+    if BITS[kv_format] == 8:
+        pair = [_in_8_bits(key, kv_format), _in_8_bits(value, kv_format)]
     else:
-        largest = 2 ** (BITS[kv_format] - 1) - 1
-        key_dim = 0 if kv_format == "int4-channel-keys" else -1
-        pair = [_integers(key, largest, key_dim), _integers(value, largest, -1)]
+        pair = [_int4(key, 0 if kv_format == "int4-channel-keys" else -1), _int4(value, -1)]
     return torch.stack(pair, dim=1).to(kv.dtype)
 
 
-def _integers(x: torch.Tensor, largest: int, dim: int) -> torch.Tensor:
-    scale = x.abs().amax(dim=dim, keepdim=True).clamp_min(1e-12) / largest
-    return (x / scale).round().clamp(-largest, largest) * scale
+def _in_8_bits(x: torch.Tensor, kv_format: str) -> torch.Tensor:
+    values, scales = quantize_int8(x) if kv_format == "int8" else quantize_fp8(x)
+    return dequantize(values, scales.squeeze(-1), x.dtype)
 
 
-def _fp8(x: torch.Tensor) -> torch.Tensor:
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / torch.finfo(torch.float8_e4m3fn).max
-    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+def _int4(x: torch.Tensor, dim: int) -> torch.Tensor:
+    scale = x.abs().amax(dim=dim, keepdim=True).clamp_min(1e-12) / 7
+    return (x / scale).round().clamp(-7, 7) * scale
