@@ -20,7 +20,7 @@ def calibrate(
     text: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Quantize a dense model in place, calibrated on 32 slices of 256 tokens of `text`, or of Python's help texts.
+    """Quantize a dense model in place, calibrated on 128 slices of 64 tokens of `text`, or of Python's help texts.
 
     Takes a few minutes for SmolLM2 on two cores. Without `progress`, a terminal or a notebook gets a bar. Raises
     ConfigError for a text that is too short, and what `quantize_model` raises.

@@ -30,6 +30,9 @@ from infra_lab.quantization.schemes import group_size_for
 from infra_lab.quantization.smoothquant import smoothing_factors
 from kernels.quantize import FP8_LIMIT
 
+SINK_WEIGHT = 16
+"""All later tokens look at a text's first one (the attention sink, Xiao 2023), so errors in its key and value are in all."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -44,7 +47,9 @@ class Target:
     weight: torch.Tensor
     """[out, in] float32."""
     inputs: torch.Tensor
-    """[T, in]."""
+    """[texts · length, in]."""
+    length: int
+    """Tokens of each text."""
     config: ModelConfig
 
 
@@ -83,7 +88,7 @@ def quantize_layers(
         for matrix, inputs in walk.through(layer):
             weight, bias = dense[matrix].weight, dense[matrix].bias
             name = f"model.layers.{index}.{matrix}"
-            done[matrix] = method(Target(name, matrix, weight.float(), inputs, model.config))
+            done[matrix] = method(Target(name, matrix, weight.float(), inputs, token_ids.shape[1], model.config))
             setattr(layer, matrix, DenseLinear(done[matrix].dense().to(weight.dtype), bias))
             if progress is not None:
                 progress(len(MATRICES) * index + len(done), total)
@@ -153,10 +158,17 @@ def _rtn(target: Target, recipe: Recipe) -> Quantized:
 
 
 def _gptq(target: Target, recipe: Recipe) -> Quantized:
+    size = _group_size(target, recipe)
+    return Quantized(gptq(target.weight, gptq_hessian(target), recipe.bits, size, name=target.name))
+
+
+def gptq_hessian(target: Target) -> torch.Tensor:
+    """Return the Hessian of a target's inputs, [in, in], in front of qkv with the first token of each text SINK_WEIGHT-fold."""
     hessian = Hessian()
     hessian.observe(target.inputs)
-    size = _group_size(target, recipe)
-    return Quantized(gptq(target.weight, hessian.matrix, recipe.bits, size, name=target.name))
+    if target.matrix == "qkv":
+        hessian.observe(target.inputs[:: target.length] * (SINK_WEIGHT - 1) ** 0.5)
+    return hessian.matrix
 
 
 def _awq(target: Target, recipe: Recipe) -> Quantized:

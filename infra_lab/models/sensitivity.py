@@ -2,7 +2,7 @@
 
 import torch
 
-from infra_lab.models.calibrated import Method, Progress, Quantized, Target, dense_layer
+from infra_lab.models.calibrated import Method, Progress, Quantized, Target, dense_layer, gptq_hessian
 from infra_lab.models.layer_walk import MATRICES, LayerWalk
 from infra_lab.models.transformer import CausalLM
 from infra_lab.quantization import DenseLinear
@@ -10,7 +10,6 @@ from infra_lab.quantization.float_weights import quantize_fp8_weight
 from infra_lab.quantization.gptq import gptq
 from infra_lab.quantization.grouped import effective_group_size, rtn
 from infra_lab.quantization.mixed import Candidate, choose_int4
-from infra_lab.quantization.observers import Hessian
 
 INT4_GROUP = 128
 SENSITIVITY_TEXTS, SENSITIVITY_TOKENS = 4, 64
@@ -81,9 +80,7 @@ def mixed_method(
     def quantize(target: Target) -> Quantized:
         if target.name not in chosen:
             return Quantized(quantize_fp8_weight(target.weight, target.name))
-        hessian = Hessian()
-        hessian.observe(target.inputs)
         size = effective_group_size(target.weight.shape[1], INT4_GROUP)
-        return Quantized(gptq(target.weight, hessian.matrix, 4, size, name=target.name))
+        return Quantized(gptq(target.weight, gptq_hessian(target), 4, size, name=target.name))
 
     return quantize

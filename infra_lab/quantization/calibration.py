@@ -13,7 +13,9 @@ import torch
 from infra_lab.errors import ConfigError
 
 Half = Literal["calibration", "evaluation"]
-NUM_SLICES, SLICE_TOKENS = 32, 256
+NUM_SLICES, SLICE_TOKENS = 128, 64
+"""Many short texts: the first token of each, at which all others look, must be seen often. GPTQ in 4 bits on SmolLM2 is at
+KL 0.080, 0.062, 0.055 with 32 texts of 256 tokens, 64 of 128, 128 of 64."""
 
 
 @cache

@@ -10,7 +10,7 @@ from infra_lab import LLM, SamplingParams
 from infra_lab.data import data_path
 from infra_lab.errors import ConfigError
 from infra_lab.models.calibrate import calibrate, quantize_model
-from infra_lab.models.calibrated import dense_layer
+from infra_lab.models.calibrated import SINK_WEIGHT, Target, dense_layer, gptq_hessian
 from infra_lab.models.layer_walk import LayerWalk
 from infra_lab.models.sensitivity import kl_divergence
 from infra_lab.models.tokenizer import load_tokenizer
@@ -51,7 +51,7 @@ def test_slices_are_apart_and_spread_over_the_text(num_slices: int, length: int,
 
 
 def test_calibration_texts_that_are_too_short_or_too_long() -> None:
-    with pytest.raises(ConfigError, match="32 slices of 256 tokens are 8,192, and the text has 100"):
+    with pytest.raises(ConfigError, match="128 slices of 64 tokens are 8,192, and the text has 100"):
         calibration_tokens(encode, text="a" * 100)
     with pytest.raises(ConfigError, match="texts of 2000 tokens, and the model was loaded for 1024"):
         LayerWalk(tiny(), torch.zeros(1, 2000, dtype=torch.int64))
@@ -184,3 +184,14 @@ def test_the_engine_calibrates_where_the_name_asks_for_it() -> None:
     params = SamplingParams(max_tokens=24, temperature=0.0)
     texts = [engine.generate(["Return a list of"], params)[0].token_ids for engine in (llm, dense)]
     assert texts[0][:4] == texts[1][:4]
+
+
+def test_the_first_token_of_a_text_counts_more_in_front_of_qkv() -> None:
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))  # 3 texts of 4 tokens
+    config = tiny().config
+    for matrix, first in (("qkv", SINK_WEIGHT), ("o", 1)):
+        weights = torch.ones(12, dtype=torch.float64)
+        weights[::4] = first
+        expected = x.double().t() @ (weights[:, None] * x.double())
+        found = gptq_hessian(Target("w", matrix, torch.ones(2, 5), x, 4, config)).double()  # type: ignore[arg-type]
+        torch.testing.assert_close(found / found.trace(), expected / expected.trace(), rtol=1e-5, atol=1e-7)
