@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from infra_lab.bench.cli import bench_app
+from infra_lab.compression.cli import distill, prune
 from infra_lab.console import errors, readable_errors
 from infra_lab.course import cli as course
+from infra_lab.models.cli import fetch, fetch_if_absent, quantize
 from infra_lab.server.cli import serve
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ app.command()(course.grade)
 app.command()(course.claims)
 app.add_typer(bench_app, name="bench")
 app.command()(serve)
+for command in (fetch, quantize, distill, prune):
+    app.command()(command)
 
 
 def main() -> None:
@@ -72,48 +76,6 @@ def lab(
 
 
 @app.command()
-def fetch(
-    model: Annotated[str, typer.Argument(help="Name of a model, e.g. smollm2-135m.")],
-    force: Annotated[bool, typer.Option(help="Download again even if it is in the cache.")] = False,
-    from_file: Annotated[
-        Path | None, typer.Option("--from", help="Take the model from a file you already have.")
-    ] = None,
-) -> None:
-    """Download a model into the cache: resumable, checked, all or nothing."""
-    from infra_lab.models.fetch import fetch as fetch_model
-
-    with readable_errors():
-        path = fetch_model(model, force=force, from_file=from_file)
-        errors.print(f"{model} is at {path}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def quantize(
-    model: Annotated[str, typer.Argument(help="tiny, smollm2-135m, a Hugging Face folder, or a .gguf file.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not be there yet.")],
-    method: Annotated[str, typer.Option(help="int8, gptq-int4-g128, nf4, fp8, ...; an unknown one lists them all.")],
-) -> None:
-    """Save a model with its weights in fewer bits, as a folder that every command takes as a model."""
-    from rich.progress import Progress
-
-    with readable_errors(), Progress(console=errors) as bar:
-        from infra_lab.models.quantize_folder import quantize_to_folder
-
-        tasks = {
-            what: bar.add_task(what, total=None, visible=False) for what in ("quantizing", "calibrating", "writing")
-        }
-        _fetch_if_absent(model)
-        quantized = quantize_to_folder(
-            model,
-            method,
-            out,
-            progress=lambda what, done, total: bar.update(tasks[what], completed=done, total=total, visible=True),
-        )
-    size = quantized.resident_bytes
-    errors.print(f"{out}: {size / 1e6:,.1f} MB of weights, {size * 8 / quantized.config.num_parameters:.2f} bits each")
-
-
-@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask, or, with --raw, the text to continue.")],
     model: Annotated[str, typer.Option(help="tiny, smollm2-135m, a Hugging Face folder, or a .gguf file.")] = "tiny",
@@ -131,6 +93,7 @@ def generate(
     device: str = "auto",
     dtype: str = "auto",
     quantization: Annotated[str | None, typer.Option(help="int8, rtn-int4-g32, ...")] = None,
+    kv_dtype: Annotated[str, typer.Option(help="auto, int8 or fp8: what the KV cache is stored in.")] = "auto",
     max_model_len: int | None = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace of every step to this file.")] = None,
 ) -> None:
@@ -149,8 +112,15 @@ def generate(
             stop=tuple(stop or ()),
             n=n,
         )
-        _fetch_if_absent(model)
-        llm = LLM(model, device=device, dtype=dtype, quantization=quantization, max_model_len=max_model_len)
+        fetch_if_absent(model)
+        llm = LLM(
+            model,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            kv_dtype=kv_dtype,
+            max_model_len=max_model_len,
+        )
         if raw or not llm.tokenizer.chat_template:
             token_ids = llm.encode(prompt)
         else:
@@ -200,16 +170,6 @@ def _print_speed(llm: "LLM", metrics: "RequestMetrics") -> None:
             f"{llm.weight_bytes / 1e6:.0f} MB of weights a token)"
         )
     errors.print("[dim]" + " · ".join(parts) + "[/]", highlight=False, soft_wrap=True)
-
-
-def _fetch_if_absent(model: str) -> None:
-    """A known model that is not in the cache is fetched on the way; that is said on stderr."""
-    from infra_lab.models.fetch import cached_model, fetch
-    from infra_lab.models.registry import KNOWN_MODELS
-
-    if model in KNOWN_MODELS and cached_model(model) is None:
-        errors.print(f"{model} is not in the cache yet: fetching it", highlight=False)
-        fetch(model)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def test_several_samples() -> None:
         (["generate", "x", "--model", "gpt-17"], "unknown model 'gpt-17'"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0"),
         (["generate", "x", "--quantization", "int1"], "unknown quantization 'int1'"),
+        (["generate", "x", "--kv-dtype", "int4"], "unknown kv_dtype 'int4'; known: auto, int8, fp8"),
+        (["serve", "--port", "0", "--kv-dtype", "int4"], "unknown kv_dtype 'int4'"),
         (["generate", "", "--raw"], "no tokens"),
         (["generate", "x" * 5000], "context of 1024"),
         (["fetch", "gpt-17"], "no model is known as 'gpt-17'"),

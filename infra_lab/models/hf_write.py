@@ -2,9 +2,13 @@
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra_lab.errors import ConfigError
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.gguf_file import GGUFFile
 from infra_lab.models.gguf_tokenizer import gguf_tokenizer
@@ -17,6 +21,30 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+def check_target(folder: Path) -> None:
+    """Raise ConfigError if there is something at `folder` already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; choose another folder, or delete it first")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which becomes `folder` at the end; whatever fails, no half a folder stays behind.
+
+    Raises what `check_target` raises.
+    """
+    check_target(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)  # temporary folders are their owner's alone
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

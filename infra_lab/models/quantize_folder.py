@@ -8,8 +8,9 @@ import torch
 from infra_lab.errors import ConfigError
 from infra_lab.models.calibrate import calibrate
 from infra_lab.models.fetch import resolve_model
+from infra_lab.models.hf_write import check_target
 from infra_lab.models.loading import load_model
-from infra_lab.models.quantized_folder import QuantizedFolder, check_target, save_quantized
+from infra_lab.models.quantized_folder import QuantizedFolder, save_quantized
 from infra_lab.models.tokenizer import load_tokenizer
 from infra_lab.models.transformer import CausalLM
 from infra_lab.models.weights import open_checkpoint

@@ -8,8 +8,6 @@
 The matrices are the engine's, q, k and v as one. A folder appears whole or not at all: it is written under another name first.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from infra_lab.models.gguf_dequantize import one_thread
 from infra_lab.models.hf_config import QUANT_METHOD, config_from_folder
 from infra_lab.models.hf_json import read_json_object
 from infra_lab.models.hf_safetensors import SafetensorsFile
-from infra_lab.models.hf_write import config_to_hf, write_json, write_tokenizer
+from infra_lab.models.hf_write import config_to_hf, whole_folder, write_json, write_tokenizer
 from infra_lab.models.layer_walk import MATRICES
 from infra_lab.models.rope import RotaryTable
 from infra_lab.models.transformer import CausalLM, DecoderLayer
@@ -46,24 +44,8 @@ def save_quantized(
 
     Raises ConfigError if `folder` is there already and not empty; whatever fails, no half a folder stays behind.
     """
-    folder = Path(folder)
-    check_target(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
-        with one_thread():
-            _write(model, source, partial, scheme, progress or (lambda done, total: None))
-        partial.chmod(0o755)  # temporary folders are their owner's alone
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def check_target(folder: Path) -> None:
-    """Raise ConfigError if there is something at `folder` already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not empty; choose another folder, or delete it first")
+    with whole_folder(Path(folder)) as partial, one_thread():
+        _write(model, source, partial, scheme, progress or (lambda done, total: None))
 
 
 def _write(model: CausalLM, source: Path, folder: Path, scheme: str, progress: Progress) -> None:
