@@ -14,7 +14,7 @@ def distill(
     model: Annotated[
         str, typer.Argument(help="The teacher: tiny, smollm2-135m, a Hugging Face folder, or a .gguf file.")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not be there yet.")],
     layers: Annotated[int | None, typer.Option(help="Layers of the student; each size that is left out stays.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Its width.")] = None,
     intermediate: Annotated[int | None, typer.Option(help="MLP channels.")] = None,
@@ -70,7 +70,7 @@ def distill(
 
 def prune(
     model: Annotated[str, typer.Argument(help="tiny, smollm2-135m, a Hugging Face folder, or a .gguf file.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not be there yet.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not be there yet.")],
     heads: Annotated[float, typer.Option(help="Share of KV heads to remove, each with its query heads.")] = 0.0,
     channels: Annotated[float, typer.Option(help="Share of MLP channels to remove.")] = 0.0,
     layers: Annotated[float, typer.Option(help="Share of layers to remove.")] = 0.0,

@@ -25,7 +25,7 @@ def serve(folder: Path) -> LLM:
 def test_distill(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("a few words of text, over and over. " * 20)
-    done = infra_lab("distill", "tiny", str(tmp_path / "out"), "--layers", "2", "--text", str(text), *QUICK)
+    done = infra_lab("distill", "tiny", "--out", str(tmp_path / "out"), "--layers", "2", "--text", str(text), *QUICK)
     assert done.exit_code == 0, done.output
     assert "839,616 weights" in done.output
     assert "in 2 steps" in done.output
@@ -35,7 +35,7 @@ def test_distill(tmp_path: Path) -> None:
 
 def test_prune(tmp_path: Path) -> None:
     shares = ("--heads", "0.5", "--channels", "0.25", "--layers", "0.25")
-    done = infra_lab("prune", "tiny", str(tmp_path / "out"), *shares, "--recover", *QUICK[1:])
+    done = infra_lab("prune", "tiny", "--out", str(tmp_path / "out"), *shares, "--recover", *QUICK[1:])
     assert done.exit_code == 0, done.output
     assert "3 layers, 3 query and 1 KV heads, 384 channels" in done.output
     config = serve(tmp_path / "out").model.config
@@ -58,7 +58,7 @@ def test_prune(tmp_path: Path) -> None:
 def test_errors_take_one_line_and_leave_nothing(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     command, out, *options = arguments
     folder = tmp_path / "out" if out == "OUT" else Path.cwd()
-    done = infra_lab(command, "tiny", str(folder), *options)
+    done = infra_lab(command, "tiny", "--out", str(folder), *options)
     assert done.exit_code == 2
     assert message in done.output
     assert not any(tmp_path.iterdir())

@@ -33,7 +33,9 @@ def test_a_bigger_block_is_compiled_and_shown(explorer: KernelExplorer) -> None:
     assert after is not None
     assert after.compiled.num_warps == 4
     assert after.compiled.registers > before.compiled.registers, "four times the columns a thread"
-    occupancy = explorer.tuner.figure.data[0].x[-1]
+    figure = explorer.tuner.figure
+    assert all(trace.name for trace in figure.data if trace.showlegend is not False), "no `trace 0` in the legend"
+    occupancy = figure.data[0].x[-1]
     assert occupancy == pytest.approx(after.compiled.occupancy)
 
 

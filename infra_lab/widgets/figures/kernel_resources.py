@@ -54,6 +54,8 @@ def kernel_resources(made: Compiled) -> Any:
         "text": list(texts),
         "textposition": "auto",
         "insidetextanchor": "start",
+        "insidetextfont": {"color": "white"},
+        "showlegend": False,
         "marker": {"color": colours},
         "hovertemplate": "%{y}: %{text}<extra></extra>",
     }
