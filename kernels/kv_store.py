@@ -38,9 +38,9 @@ from kernels.quantize import (
     FP8_LIMIT,
     INT8_LIMIT,
     converts_fp8,
-    store_quantized,
     quantize_fp8_reference,
     quantize_int8_reference,
+    store_quantized,
 )
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton

@@ -73,6 +73,7 @@ def _round_to_fp8_bits(x):
 
 @jit
 def store_quantized(x, inverse, place, inside, LIMIT: tl.constexpr, KIND: tl.constexpr):
+    """Store x · inverse, rounded and clipped to ±LIMIT, as KIND says: int8, fp8, or fp8_bits where nothing converts to FP8."""
     stretched = tl.minimum(tl.maximum(x * inverse, -LIMIT), LIMIT)
     if KIND == "int8":
         # Adding 1.5 · 2^23 leaves no bits for a fraction: the adder rounds half to even.
@@ -139,6 +140,7 @@ def quantize_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def converts_fp8(device: torch.device) -> bool:
+    """Whether a kernel there can convert to FP8; elsewhere it makes the bits by itself."""
     return not is_interpreting() and device_limits(device).capability >= 89
 
 
