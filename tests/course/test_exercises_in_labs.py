@@ -16,23 +16,46 @@ from infra_lab.course.notebooks import Notebook, read_notebook
 
 LABS = Path(__file__).parents[2] / "labs"
 SOLUTIONS = sorted(LABS.rglob("solutions/*.ipynb"))
+TOGETHER = 8
+"""Mutants that one kernel grades, one after the other: it takes longer to start than most checks do."""
 MUTANTS = [
-    pytest.param(path, mutant, id=f"{path.stem}: {mutant.name}")
+    pytest.param(path, mutants[start : start + TOGETHER], id=f"{path.stem} from {start + 1}")
     for path in SOLUTIONS
-    for mutant in read_mutants(path.with_suffix(".mutants.toml"))
+    for mutants in [read_mutants(path.with_suffix(".mutants.toml"))]
+    for start in range(0, len(mutants), TOGETHER)
 ]
 
+Graded = tuple[GradeRow, list[dict[str, object]]]
+"""A row, and the records of its checks."""
 
-def run(notebook: Notebook, solution: Path) -> tuple[GradeRow, list[dict[str, object]]]:
-    """Grade a notebook as the exercise of that solution; return its row and the records of its checks."""
+
+def run(notebook: Notebook, solution: Path) -> Graded:
+    """Grade a notebook as the exercise of that solution."""
+    (graded,) = run_together([notebook], solution)
+    return graded
+
+
+def run_together(notebooks: list[Notebook], solution: Path) -> list[Graded]:
+    """Grade notebooks one after the other in one kernel, the setup of each included."""
     pristine = read_notebook(solution.parents[1] / "exercises" / solution.name)
-    assembled = assemble(notebook, pristine)
+    parts = [assemble(notebook, pristine) for notebook in notebooks]
+    cells = [
+        {**cell, "id": f"{cell['id']}-{number}"} for number, part in enumerate(parts) for cell in part.notebook["cells"]
+    ]
     outcome = run_notebook(
-        assembled.notebook, {}, labs=LABS, cell_timeout_s=120, total_timeout_s=400, memory_bytes=6 << 30,
-        max_output_bytes=5_000_000, threads=1, stop=Event(),
+        {**parts[0].notebook, "cells": cells}, {}, labs=LABS, cell_timeout_s=120, total_timeout_s=500,
+        memory_bytes=6 << 30, max_output_bytes=5_000_000, threads=1, stop=Event(),
     )  # fmt: skip
-    row = score("", solution.name, "", assembled, outcome)
-    return row, [record for cell in outcome.cells for record in cell.grades]
+    graded = []
+    for number, part in enumerate(parts):
+        own = [
+            cell._replace(cell_id=cell.cell_id.removesuffix(f"-{number}"))
+            for cell in outcome.cells
+            if cell.cell_id.endswith(f"-{number}")
+        ]
+        row = score("", solution.name, "", part, outcome._replace(cells=own))
+        graded.append((row, [record for cell in own for record in cell.grades]))
+    return graded
 
 
 def full_marks(solution: Path) -> dict[str, float]:
@@ -65,11 +88,14 @@ def test_the_stub_gets_nothing(solution: Path) -> None:
     assert row.scores == dict.fromkeys(full_marks(solution), 0.0)
 
 
-@pytest.mark.parametrize(("solution", "mutant"), MUTANTS)
-def test_each_mutant_loses_what_it_should(solution: Path, mutant: Mutant) -> None:
-    row, _ = run(apply_mutant(read_notebook(solution), mutant), solution)
-    expected = {name: points - mutant.loses.get(name, 0.0) for name, points in full_marks(solution).items()}
-    assert row.scores == pytest.approx(expected)
+@pytest.mark.parametrize(("solution", "mutants"), MUTANTS)
+def test_each_mutant_loses_what_it_should(solution: Path, mutants: list[Mutant]) -> None:
+    graded = run_together([apply_mutant(read_notebook(solution), mutant) for mutant in mutants], solution)
+    marks = full_marks(solution)
+    found = {mutant.name: row.scores for mutant, (row, _) in zip(mutants, graded, strict=True)}
+    for mutant in mutants:
+        expected = {name: points - mutant.loses.get(name, 0.0) for name, points in marks.items()}
+        assert found[mutant.name] == pytest.approx(expected), mutant.name
 
 
 @pytest.mark.parametrize("lesson", [path for _, path in written_lessons(LABS)], ids=lambda path: path.stem)
