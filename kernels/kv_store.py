@@ -37,10 +37,10 @@ from kernels.quantize import (
     FLOOR,
     FP8_LIMIT,
     INT8_LIMIT,
-    converts_fp8,
     quantize_fp8_reference,
     quantize_int8_reference,
     store_quantized,
+    storing,
 )
 from kernels.spec import KernelConfig, KernelSpec
 from kernels.triton_api import jit, tl, triton
@@ -202,13 +202,9 @@ def kv_store(
     if not key.numel():
         return
     key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (key, value))
-    limit, kind = 0.0, "copy"
-    if kv_cache.dtype == torch.int8:
-        limit, kind = INT8_LIMIT, "int8"
-    elif kv_scales is not None:
-        limit, kind = FP8_LIMIT, "fp8" if converts_fp8(kv_cache.device) else "fp8_bits"
+    target, limit, kind = (kv_cache, 0.0, "copy") if kv_scales is None else storing(kv_cache)
     _kv_store[(num_tokens,)](
-        kv_cache.view(torch.uint8) if kind == "fp8_bits" else kv_cache, kv_scales, key, value, slots.contiguous(),
+        target, kv_scales, key, value, slots.contiguous(),
         key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         HEADS=heads, HEAD_DIM=head_dim, LIMIT=limit, KIND=kind, FLOOR=FLOOR,
         BLOCK_HEADS=triton.next_power_of_2(heads), BLOCK_DIM=triton.next_power_of_2(head_dim),

@@ -123,7 +123,7 @@ def quantize_int8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Values are in [-127, 127]. Raises ValueError for a scalar, for rows without elements and for integers.
     """
     _check(x)
-    return _launch(x, torch.int8, INT8_LIMIT, "int8") if use_triton(x) else quantize_int8_reference(x)
+    return _launch(x, torch.int8) if use_triton(x) else quantize_int8_reference(x)
 
 
 @operator(lambda x: _fake(x, torch.float8_e4m3fn))
@@ -134,14 +134,19 @@ def quantize_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     without elements and for integers.
     """
     _check(x)
-    if not use_triton(x):
-        return quantize_fp8_reference(x)
-    return _launch(x, torch.float8_e4m3fn, FP8_LIMIT, "fp8" if converts_fp8(x.device) else "fp8_bits")
+    return _launch(x, torch.float8_e4m3fn) if use_triton(x) else quantize_fp8_reference(x)
 
 
-def converts_fp8(device: torch.device) -> bool:
-    """Whether a kernel there can convert to FP8; elsewhere it makes the bits by itself."""
-    return not is_interpreting() and device_limits(device).capability >= 89
+def storing(values: torch.Tensor) -> tuple[torch.Tensor, float, str]:
+    """Return how `store_quantized` writes to int8 or float8_e4m3fn values: the tensor to point to, LIMIT and KIND.
+
+    Where nothing converts to FP8 (below capability 8.9, and in the interpreter), the kernel makes the bits by itself.
+    """
+    if values.dtype == torch.int8:
+        return values, INT8_LIMIT, "int8"
+    if not is_interpreting() and device_limits(values.device).capability >= 89:
+        return values, FP8_LIMIT, "fp8"
+    return values.view(torch.uint8), FP8_LIMIT, "fp8_bits"
 
 
 def _check(x: torch.Tensor) -> None:
@@ -151,12 +156,13 @@ def _check(x: torch.Tensor) -> None:
         )
 
 
-def _launch(x: torch.Tensor, dtype: torch.dtype, limit: float, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _launch(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     rows = as_rows(x)
     num_rows, num_columns = rows.shape
     values = torch.empty(x.shape, dtype=dtype, device=x.device)
     scales = torch.empty([*x.shape[:-1], 1], dtype=torch.float32, device=x.device)
     if num_rows:
+        target, limit, kind = storing(values)
         fits = num_columns <= MAX_COLUMNS_IN_REGISTERS
         shape = {"rows": bucket(num_rows), "columns": num_columns, "kind": kind, "dtype": x.dtype}
         config = CHUNK
@@ -164,7 +170,7 @@ def _launch(x: torch.Tensor, dtype: torch.dtype, limit: float, kind: str) -> tup
             fixed = {"BLOCK": max(triton.next_power_of_2(num_columns), 512)}
             config = _TUNED.config(x.device, shape, lambda: quantize_config(num_columns), fixed)
         _quantize[(num_rows,)](
-            rows, values.view(torch.uint8) if kind == "fp8_bits" else values, scales, num_columns, rows.stride(0),
+            rows, target, scales, num_columns, rows.stride(0),
             LIMIT=limit, KIND=kind, FLOOR=FLOOR, FITS=fits, **config.blocks, num_warps=config.num_warps,
         )  # fmt: skip
     return values, scales
