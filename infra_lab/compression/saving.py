@@ -8,9 +8,8 @@ from safetensors.torch import save_file
 
 from infra_lab.compression.trainable import TrainableLM
 from infra_lab.errors import ConfigError
-from infra_lab.models.hf_write import check_target, config_to_hf, whole_folder, write_json, write_tokenizer
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from infra_lab.models.hf_write import config_to_hf, whole_folder, write_json, write_tokenizer
+from infra_lab.models.weights import DTYPES
 
 
 def save_trainable(model: TrainableLM, source: Path, folder: Path, *, dtype: str = "bfloat16") -> None:
@@ -19,15 +18,13 @@ def save_trainable(model: TrainableLM, source: Path, folder: Path, *, dtype: str
     Raises ConfigError for an unknown dtype, for weights that are not finite in it, and if `folder` is there already and not
     empty; whatever fails, no half a folder stays behind.
     """
-    folder = Path(folder)
-    check_target(folder)
     rounded = {name: tensor.detach().to("cpu", dtype_of(dtype)) for name, tensor in model.state_dict().items()}
     for name, tensor in rounded.items():
         if not torch.isfinite(tensor).all():
             raise ConfigError(
                 f"{name} is not finite in {dtype}; train with a smaller learning rate, or save in float32"
             )
-    with whole_folder(folder) as partial:
+    with whole_folder(Path(folder)) as partial:
         weights = partial / "model.safetensors"
         save_file({name: t.contiguous() for name, t in rounded.items()}, weights, metadata={"format": "pt"})
         weights.chmod(0o644)

@@ -1,6 +1,5 @@
 """From a model's name to a folder of a smaller one: what `infra-lab distill` and `infra-lab prune` do."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from infra_lab.errors import ConfigError
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.fetch import resolve_model
 from infra_lab.models.hf_write import check_target
+from infra_lab.models.quantize_folder import Progress
 from infra_lab.models.tokenizer import load_tokenizer
 from infra_lab.quantization.calibration import help_texts, token_slices
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
 NUM_TEXTS = 16
 """Texts that importance is measured on, and acceptance."""
 

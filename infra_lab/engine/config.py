@@ -9,14 +9,13 @@ import kernels
 from infra_lab.errors import ConfigError
 from infra_lab.hardware.machine import available_memory_bytes
 from infra_lab.models.config import ModelConfig
+from infra_lab.models.weights import DTYPES
 from infra_lab.paged_kv.kv_memory import QUANTIZED_DTYPES, kv_block_bytes
 from infra_lab.quantization import LinearScheme, parse_scheme
 from infra_lab.scheduler.config import SchedulerConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_KV_BYTES = 1 << 30
 """Without a wish of the user, the KV cache of a CPU engine takes this much, if a quarter of the free memory allows."""
-
 
 SHARED_MATRIX_WEIGHTS = 1 << 18
 """Splitting a smaller matrix between threads costs more than it saves, and much more where another program wants the cores:

@@ -19,6 +19,9 @@ from infra_lab.errors import ConfigError, ModelNotFoundError, UnsupportedModelEr
 from infra_lab.models.config import ModelConfig
 from infra_lab.quantization.grouped import GroupedInt
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What models are computed and saved in, by name."""
+
 
 class Checkpoint(Protocol):
     """A model's configuration and its tensors. Names, shapes and dtypes were checked when it was opened."""
