@@ -196,6 +196,10 @@ class AsyncEngine:
                     if self._is_closing:
                         return
                     self._wake.wait()
+                if not self._inbox and (held_s := self.core.held_s):
+                    self._wake.wait(held_s)
+                    if not self._inbox:
+                        self.core.clock.sleep(self.core.held_s)  # a virtual clock has stood still meanwhile
                 commands = list(self._inbox)
                 self._inbox.clear()
             for command in commands:

@@ -13,9 +13,12 @@ from infra_lab.models.weights import DTYPES
 from infra_lab.paged_kv.kv_memory import QUANTIZED_DTYPES, kv_block_bytes
 from infra_lab.quantization import LinearScheme, parse_scheme
 from infra_lab.scheduler.config import SchedulerConfig
+from infra_lab.scheduler.policies import BatchingPolicy, policy_of
 
 CPU_KV_BYTES = 1 << 30
 """Without a wish of the user, the KV cache of a CPU engine takes this much, if a quarter of the free memory allows."""
+
+TOKEN_BUDGET = 512
 
 SHARED_MATRIX_WEIGHTS = 1 << 18
 """Splitting a smaller matrix between threads costs more than it saves, and much more where another program wants the cores:
@@ -47,10 +50,14 @@ class EngineConfig:
     gpu_memory_fraction: float = 0.9
     """Share of a GPU's memory that weights and KV cache may take together."""
     enable_prefix_cache: bool = True
+    policy: str | BatchingPolicy = "chunked-prefill"
+    """How requests are batched: a name in `scheduler.policies.POLICIES`, or such a policy with settings of its own."""
+    kv_reservation: Literal["paged", "whole"] = "paged"
+    """"whole": a request gets blocks for all it may come to when it comes in, as before PagedAttention."""
     max_num_seqs: int = 64
-    max_batched_tokens: int = 512
+    max_batched_tokens: int | None = None
+    """The token budget of one step; None: 512, or max_model_len if that is more and the policy computes prompts whole."""
     max_prefill_chunk: int | None = None
-    enable_chunked_prefill: bool = True
     max_waiting: int | None = None
     num_threads: int | None = None
     """CPU threads that a step computes with; None: one for a model too small to be shared, else as many as torch uses."""
@@ -95,12 +102,17 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
         raise ConfigError(f"block_size is {config.block_size}; it must be at least 1")
     num_kv_blocks = _num_kv_blocks(config, device, kv_block_bytes(model, kv_dtype, config.block_size))
     # 5. What a step may hold.
+    policy = policy_of(config.policy)
+    budget = config.max_batched_tokens
+    if budget is None:
+        budget = TOKEN_BUDGET if policy.chunks_prompts else max(TOKEN_BUDGET, max_model_len)
     scheduler = SchedulerConfig(
+        policy=policy,
+        kv_reservation=config.kv_reservation,
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
-        max_batched_tokens=config.max_batched_tokens,
+        max_batched_tokens=budget,
         max_prefill_chunk=config.max_prefill_chunk,
-        enable_chunked_prefill=config.enable_chunked_prefill,
         max_waiting=config.max_waiting,
     )
     # 6. With how many threads of the CPU.

@@ -51,10 +51,13 @@ class EngineCore:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        deadline_s: float | None = None,
         cache_salt: str = "",
         arrival_s: float | None = None,
     ) -> str:
         """Queue a prompt; return its id. With `n` > 1 its samples share that id and differ by index.
+
+        deadline_s: when its first token is due, on the engine's clock; policy "deadline" goes by it.
 
         Raises InvalidRequestError, MissingExtraError (a grammar needs xgrammar) or QueueFullError, with nothing changed.
         """
@@ -75,6 +78,7 @@ class EngineCore:
                 params=params,
                 arrival_s=self.clock.now() if arrival_s is None else arrival_s,
                 priority=priority,
+                deadline_s=deadline_s,
                 seed=seed,
                 stop_token_ids=frozenset((*eos, *params.stop_token_ids)),
                 sample_index=index,
@@ -112,7 +116,7 @@ class EngineCore:
         """
         start_s = self.clock.now()
         self.last_step = None
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(start_s)
         scheduled_s = self.clock.now()
         if plan.is_empty:
             return []
@@ -140,6 +144,12 @@ class EngineCore:
             plan, result, finished, self.scheduler, start_s=start_s, duration_s=end_s - start_s, timings_s=timings_s
         )
         return deltas
+
+    @property
+    def held_s(self) -> float:
+        """Seconds until the policy lets a batch start that waits for others to join it; 0: step now."""
+        held_until_s = self.scheduler.held_until_s
+        return 0.0 if held_until_s is None else max(0.0, held_until_s - self.clock.now())
 
     def failed(self, message: str) -> list[OutputDelta]:
         """The last deltas of requests that ended without a word of their own: after `step` raised, for one."""

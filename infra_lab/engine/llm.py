@@ -112,6 +112,8 @@ class LLM:
     def _run(self) -> Iterator[OutputDelta]:
         while self.core.has_work:
             yield from self.core.step()
+            if held_s := self.core.held_s:
+                self.core.clock.sleep(held_s)
 
     def _params_for(
         self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None

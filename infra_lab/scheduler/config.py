@@ -1,14 +1,18 @@
-"""The scheduler's limits."""
+"""The scheduler's policy and its limits."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from infra_lab.errors import ConfigError
+from infra_lab.scheduler.policies import BatchingPolicy, policy_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """How much one step may hold, and how much may wait. Raises ConfigError for limits that contradict each other."""
 
+    policy: str | BatchingPolicy = "chunked-prefill"
+    """One of `policies.POLICIES`, or such a policy with settings of its own."""
     max_model_len: int
     """Tokens of prompt and output together, at most."""
     max_num_seqs: int = 64
@@ -17,8 +21,9 @@ class SchedulerConfig:
     """The token budget of one step."""
     max_prefill_chunk: int | None = None
     """Cap on one prompt's share of a step, so that a long prompt leaves room for others; None: the whole budget."""
-    enable_chunked_prefill: bool = True
-    """Whether a prompt may be computed over several steps."""
+    kv_reservation: Literal["paged", "whole"] = "paged"
+    """"paged": blocks as tokens come; "whole": all that a request may ever need when it comes in, as engines did that kept a
+    sequence's KV in one piece. Then nobody is preempted for blocks, and most of them lie idle."""
     max_waiting: int | None = None
     """Requests in the queue, at most; None: any number."""
     watermark: float = 0.01
@@ -38,16 +43,20 @@ class SchedulerConfig:
                 f"max_num_seqs = {self.max_num_seqs} requests would need as many tokens a step, but max_batched_tokens "
                 f"is {self.max_batched_tokens}; raise the budget or lower max_num_seqs"
             )
-        if not self.enable_chunked_prefill and self.max_prefill_chunk is not None:
+        policy = policy_of(self.policy)
+        if not policy.chunks_prompts and self.max_prefill_chunk is not None:
             raise ConfigError(
-                f"max_prefill_chunk is {self.max_prefill_chunk}, but without chunked prefill a prompt is computed whole; "
-                "leave it out, or enable chunked prefill"
+                f"max_prefill_chunk is {self.max_prefill_chunk}, but policy {policy.name} computes a prompt whole; "
+                "leave it out, or choose chunked-prefill"
             )
-        if not self.enable_chunked_prefill and self.max_batched_tokens < self.max_model_len:
+        if not policy.chunks_prompts and self.max_batched_tokens < self.max_model_len:
             raise ConfigError(
-                f"without chunked prefill a prompt of up to max_model_len = {self.max_model_len} tokens must fit in one "
-                f"step, but max_batched_tokens is {self.max_batched_tokens}; raise it, or enable chunked prefill"
+                f"policy {policy.name} computes a prompt whole: one of up to max_model_len = {self.max_model_len} tokens "
+                f"must fit in one step, but max_batched_tokens is {self.max_batched_tokens}; raise it, or choose "
+                "chunked-prefill"
             )
+        if self.kv_reservation not in ("paged", "whole"):
+            raise ConfigError(f"kv_reservation is {self.kv_reservation!r}; expected paged or whole")
         if self.max_waiting is not None and self.max_waiting < 1:
             raise ConfigError(f"max_waiting is {self.max_waiting}; it must be at least 1, or None for no limit")
         if not 0.0 <= self.watermark < 1.0:

@@ -41,6 +41,8 @@ class Request(KVSequence):
     arrival_s: float = 0.0
     priority: int = 0
     """Lower goes first."""
+    deadline_s: float | None = None
+    """When its first token is due, on the clock of `arrival_s`; None: no deadline of its own."""
     seed: int = 0
     """What the sampler draws from; the request's own, or a fresh one where it gave none."""
     stop_token_ids: frozenset[int] = frozenset()
@@ -62,16 +64,19 @@ class Request(KVSequence):
     num_cached: int = field(init=False, default=0)
     """Tokens found in the prefix cache at the latest admission."""
     num_preemptions: int = field(init=False, default=0)
+    rank: tuple[int, float] = field(init=False)
+    """(class, virtual arrival), by the scheduler's policy."""
     sequence_number: int = field(init=False, default=0)
-    """Order of arrival at the scheduler; decides between equal arrival times."""
+    """Order of arrival at the scheduler; decides between equal ranks."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.rank = (self.priority, self.arrival_s)
 
     @property
     def urgency(self) -> tuple[int, float, int]:
-        """Sorts requests, the most urgent first: by priority, then by arrival."""
-        return (self.priority, self.arrival_s, self.sequence_number)
+        """Sorts requests, the most urgent first."""
+        return (*self.rank, self.sequence_number)
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -10,6 +10,8 @@ it. Unfinished prompts then share the others, the most urgent first, and what is
 If blocks run out, the least urgent running request is preempted: its blocks are freed and it goes back to the queue with
 its tokens, to be computed again (mostly from the prefix cache). The most urgent request is never preempted for another
 one, so it always moves on, and with it, in turn, everybody.
+
+This is the default policy. Others decide differently who comes in, in which order, and whether prompts are cut (`policies`).
 """
 
 from bisect import insort
@@ -20,6 +22,7 @@ from infra_lab.errors import InvalidRequestError, QueueFullError
 from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.plan import NO_TOKEN, Chunk, StepPlan, StepResult
+from infra_lab.scheduler.policies import policy_of
 from infra_lab.scheduler.request import Request, Status
 from infra_lab.scheduler.waiting_queue import WaitingQueue
 
@@ -43,6 +46,11 @@ class Scheduler:
         self._step_numbers = count()
         self._watermark_blocks = int(config.watermark * blocks.num_blocks)
         self._max_chunk = config.max_prefill_chunk or config.max_batched_tokens
+        self.policy = policy_of(config.policy)
+        self._batch_seats = 0
+        """Seats of the current batch that are still to be taken, where the policy has batches."""
+        self.held_until_s: float | None = None
+        """When to call `schedule` again, if the latest plan is empty because a batch waits for others to join it."""
 
     @property
     def has_work(self) -> bool:
@@ -72,6 +80,7 @@ class Scheduler:
         wanted = limit if request.params.max_tokens is None else prompt + request.params.max_tokens
         request.max_total_tokens = min(wanted, limit)
         request.min_total_tokens = prompt + request.params.min_tokens
+        request.rank = self.policy.rank(request)
         request.sequence_number = next(self._sequence_numbers)
         self.requests[request.request_id] = request
 
@@ -147,9 +156,17 @@ class Scheduler:
 
     # ---- before a step ----
 
-    def schedule(self) -> StepPlan:
-        """Plan one step. The plan's requests must go through `update` before the next call."""
+    def schedule(self, now_s: float = 0.0) -> StepPlan:
+        """Plan one step. The plan's requests must go through `update` before the next call.
+
+        now_s: on the clock of the requests' arrival times; it matters to policies that wait for a batch to fill.
+        """
         plan = StepPlan(step=next(self._step_numbers))
+        self._open_batch(now_s)
+        if self.policy.prefills_first:
+            self._admit_waiting(plan, self.config.max_batched_tokens)
+            if not plan.is_empty:
+                return plan
         self._preempt_for_urgent(plan)
         num_preempted = len(plan.preempted)
         budget = self._schedule_running(plan)
@@ -157,10 +174,22 @@ class Scheduler:
             self._admit_waiting(plan, budget)
         return plan
 
+    def _open_batch(self, now_s: float) -> None:
+        """Where the policy has batches and the last one is done, start the next, or hold it until it fills."""
+        self.held_until_s = None
+        rule = self.policy.batch_rule(len(self.waiting))
+        if rule is None:
+            self._batch_seats = self.config.max_num_seqs
+        elif not self.running and (head := self.waiting.peek()):
+            due_s = head.arrival_s + rule.max_wait_s
+            is_due = len(self.waiting) >= rule.size or now_s >= due_s
+            self._batch_seats = min(rule.size, len(self.waiting)) if is_due else 0
+            self.held_until_s = None if is_due else due_s
+
     def _preempt_for_urgent(self, plan: StepPlan) -> None:
-        """Where a request of higher priority waits for a seat, tokens or blocks, take those of the lowest that run."""
+        """Where one who outranks those that run waits for a seat, tokens or blocks, take those of the least urgent."""
         urgent = self.waiting.peek()
-        while urgent and self.running and urgent.priority < self.running[-1].priority:
+        while urgent and self.running and self.policy.outranks(urgent, self.running[-1]):
             if self._claim(urgent, self.config.max_batched_tokens - len(self.running)):
                 self.blocks.cancel_open(urgent)  # its turn comes when those who run have had theirs
                 break
@@ -168,7 +197,7 @@ class Scheduler:
 
     def _schedule_running(self, plan: StepPlan) -> int:
         """Plan everyone who runs; return what is left of the budget, unless somebody was preempted for blocks."""
-        append = plan.chunks.append
+        append, outranks = plan.chunks.append, self.policy.outranks
         urgent = self.waiting.peek()
         budget = self.config.max_batched_tokens - len(self.running)  # one token is set aside for each
         # Preemption shortens the list from its end while we walk it from its start: whoever goes was not planned yet.
@@ -176,7 +205,7 @@ class Scheduler:
             start = request.num_computed
             num_tokens = len(request.token_ids) - start
             if num_tokens > 1:
-                is_outranked = urgent is not None and urgent.priority < request.priority
+                is_outranked = urgent is not None and outranks(urgent, request)
                 num_tokens = 1 if is_outranked else min(num_tokens, self._max_chunk, 1 + budget)
                 budget -= num_tokens - 1
             end = start + num_tokens
@@ -201,18 +230,23 @@ class Scheduler:
         victim.num_preemptions += 1
         victim.status = Status.WAITING
         self.waiting.push(victim)
+        self._batch_seats += 1  # it may come back to its batch
         plan.preempted.append(victim)
         return victim
 
     def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
-        """Let in the most urgent of those who wait, in turn, until one finds no room: nobody overtakes it."""
-        while (request := self.waiting.peek()) and (chunk := self._claim(request, budget)):
+        """Let in those who wait, in the policy's order, until one finds no room: nobody overtakes it."""
+        for request in self.policy.line(self.waiting, self.blocks.match):
+            chunk = self._claim(request, budget)
+            if chunk is None:
+                break
             _, start, num_tokens = chunk
-            self.blocks.grow(request, start + num_tokens, start)
-            self.waiting.pop()
+            self.blocks.grow(request, self._tokens_to_hold(request, start + num_tokens), start)
+            self.waiting.discard(request)
             request.num_computed = request.num_cached = start
             request.status = Status.RUNNING
             insort(self.running, request, key=_urgency)
+            self._batch_seats -= 1
             plan.admitted.append(request)
             plan.chunks.append(chunk)
             budget -= num_tokens
@@ -222,17 +256,21 @@ class Scheduler:
 
         None, and nothing claimed, if there is no seat, no budget, or not enough blocks beyond the watermark.
         """
-        if len(self.running) == self.config.max_num_seqs or budget == 0:
+        if len(self.running) == self.config.max_num_seqs or budget == 0 or self._batch_seats == 0:
             return None
         start = self.blocks.open(request)
         missing = len(request.token_ids) - start
-        num_tokens = min(missing, budget, self._max_chunk) if self.config.enable_chunked_prefill else missing
+        num_tokens = min(missing, budget, self._max_chunk) if self.policy.chunks_prompts else missing
         spare = self._watermark_blocks if self.running else 0
-        needed = self.blocks.blocks_to_grow(request, start + num_tokens, start) + spare
+        needed = self.blocks.blocks_to_grow(request, self._tokens_to_hold(request, start + num_tokens), start) + spare
         if num_tokens > budget or needed > self.blocks.num_free_blocks:
             self.blocks.cancel_open(request)
             return None
         return Chunk(request, start, num_tokens)
+
+    def _tokens_to_hold(self, request: Request, num_tokens: int) -> int:
+        """Return for how many tokens one who comes in gets blocks."""
+        return num_tokens if self.config.kv_reservation == "paged" else max(num_tokens, request.max_total_tokens - 1)
 
     # ---- after a step ----
 

@@ -41,7 +41,10 @@ def serve(
     kv_dtype: Annotated[str, typer.Option(help="auto, int8 or fp8: what the KV cache is stored in.")] = "auto",
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and output together.")] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at once.")] = 64,
-    max_batched_tokens: Annotated[int, typer.Option(help="Tokens of one step.")] = 512,
+    policy: Annotated[
+        str, typer.Option(help="How requests are batched: chunked-prefill, prefix-aware, priority, static, ...")
+    ] = "chunked-prefill",
+    max_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step; otherwise 512 or more.")] = None,
     num_kv_blocks: Annotated[int | None, typer.Option(help="Size of the KV cache, in blocks of 16 tokens.")] = None,
 ) -> None:
     """Serve a model with OpenAI's API and the Open Inference Protocol, until SIGTERM or Ctrl-C."""
@@ -79,6 +82,7 @@ def serve(
                 "kv_dtype": kv_dtype,
                 "max_model_len": max_model_len,
                 "max_num_seqs": max_num_seqs,
+                "policy": policy,
                 "max_batched_tokens": max_batched_tokens,
                 "num_kv_blocks": num_kv_blocks,
             },

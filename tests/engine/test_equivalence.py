@@ -6,6 +6,7 @@ import pytest
 
 from infra_lab import LLM, SamplingParams
 from infra_lab.engine.outputs import RequestOutput
+from infra_lab.scheduler.policies import POLICIES
 from tests.engine.drained import assert_drained
 
 TEXTS = [
@@ -47,7 +48,13 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
         pytest.param({"max_num_seqs": 3}, id="queued"),
         pytest.param({"max_batched_tokens": 16, "max_num_seqs": 8}, id="chunked"),
         pytest.param({"max_batched_tokens": 64, "max_prefill_chunk": 7}, id="capped chunks"),
-        pytest.param({"enable_chunked_prefill": False, "max_batched_tokens": 1024}, id="whole prompts"),
+        pytest.param({"kv_reservation": "whole"}, id="reserved whole"),
+        *(
+            pytest.param({"policy": name, "max_model_len": 1024}, id=name)
+            for name in POLICIES
+            if name != "chunked-prefill"
+        ),
+        pytest.param({"policy": "prefix-aware", "max_num_seqs": 3, "max_batched_tokens": 16}, id="prefix-aware, tight"),
         pytest.param({"block_size": 1, "num_kv_blocks": 4000}, id="blocks of one"),
         pytest.param({"block_size": 64}, id="large blocks"),
         pytest.param({"enable_prefix_cache": False}, id="no prefix cache"),

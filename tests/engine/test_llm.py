@@ -187,7 +187,7 @@ class TestBadInput:
             ({"kv_cache_bytes": 10}, "less than one block"),
             ({"max_num_seqs": 2000, "max_batched_tokens": 100}, "raise the budget or lower max_num_seqs"),
             ({"max_prefill_chunk": 4096}, "max_prefill_chunk is 4096"),
-            ({"enable_chunked_prefill": False, "max_batched_tokens": 512}, "without chunked prefill"),
+            ({"policy": "continuous", "max_batched_tokens": 512}, "policy continuous computes a prompt whole"),
             ({"max_waiting": 0}, "max_waiting is 0"),
         ],
     )

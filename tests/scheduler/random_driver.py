@@ -2,11 +2,13 @@
 
 import random
 from contextlib import suppress
+from typing import Literal
 
 from infra_lab.errors import InvalidRequestError, QueueFullError
 from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.config import SchedulerConfig
+from infra_lab.scheduler.policies import POLICIES
 from infra_lab.scheduler.scheduler import Scheduler
 from tests.scheduler.world import SchedulerWorld, Settings
 
@@ -22,9 +24,16 @@ def drive(
     num_operations: int,
     scheduler_class: type[Scheduler] = Scheduler,
     manager_class: type[BlockManager] = BlockManager,
+    *,
+    policy: str | None = None,
+    kv_reservation: Literal["paged", "whole"] = "paged",
 ) -> SchedulerWorld:
-    """Run random operations on a tiny scheduler, then drain it; return it, with what was seen and planned."""
-    world = SchedulerWorld(random_settings(rng), scheduler_class, manager_class)
+    """Run random operations on a tiny scheduler, then drain it; return it, with what was seen and planned.
+
+    Without a policy, chunked prefill, or now and then whole prompts.
+    """
+    settings = random_settings(rng, policy, kv_reservation)
+    world = SchedulerWorld(settings, scheduler_class, manager_class)
     for operation in rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=num_operations):
         apply(operation, world, rng)
         world.check()
@@ -32,13 +41,16 @@ def drive(
     return world
 
 
-def random_settings(rng: random.Random) -> Settings:
+def random_settings(
+    rng: random.Random, policy: str | None = None, kv_reservation: Literal["paged", "whole"] = "paged"
+) -> Settings:
     """Limits that bind: pools from just large enough for one request, budgets from one token a seat."""
     block_size = rng.choice([1, 2, 3, 4, 5])
     max_model_len = rng.randint(6, 24)
     one_request = -(-(max_model_len - 1) // block_size)
     max_num_seqs = rng.randint(1, 6)
-    is_chunked = rng.random() < 0.8
+    policy = policy or ("chunked-prefill" if rng.random() < 0.8 else "continuous")
+    is_chunked = POLICIES[policy].chunks_prompts
     least_budget = max_num_seqs if is_chunked else max(max_num_seqs, max_model_len)
     max_batched_tokens = least_budget + rng.choice([0, 0, 1, 2, 5, 16])
     is_capped = is_chunked and rng.random() < 0.5
@@ -47,7 +59,8 @@ def random_settings(rng: random.Random) -> Settings:
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
         max_prefill_chunk=rng.randint(1, max_batched_tokens) if is_capped else None,
-        enable_chunked_prefill=is_chunked,
+        policy=policy,
+        kv_reservation=kv_reservation,
         max_waiting=rng.choice([None, None, 1, 3]),
         watermark=rng.choice([0.0, 0.01, 0.1, 0.3]),
     )

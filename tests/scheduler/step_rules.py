@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from tests.scheduler.world import SchedulerWorld
 
 
+THESE_HOLD = ("chunked-prefill", "continuous", "sjf", "deadline")
+"""The policies whose rules these are, with an order of their own."""
+
+
 class Before(NamedTuple):
     running: list[Request]
     waiting: list[Request]
@@ -46,6 +50,9 @@ class StepRules:
         return Before(running, waiting, first, {request: request.num_computed for request in running})
 
     def after_schedule(self, plan: StepPlan, before: Before) -> None:
+        if self.world.scheduler.policy.name not in THESE_HOLD:
+            self._count(plan, before)
+            return
         planned = {chunk.request for chunk in plan.chunks}
         self._check_preempted(plan, before)
         for request in before.running:
@@ -74,13 +81,13 @@ class StepRules:
             assert any(self.world.urgency(r) < self.world.urgency(victim) for r in for_whom), "preempted for nobody"
 
     def _check_chunks(self, plan: StepPlan, before: Before) -> None:
-        config = self.world.config
+        world, config = self.world, self.world.config
         for request, start, num_tokens in plan.chunks:
             is_outranked = any(other.priority < request.priority for other in before.waiting)
             assert not is_outranked or request in plan.admitted or num_tokens == 1, (
                 f"{num_tokens} tokens of a low-priority prompt are computed while a higher priority waits"
             )
-            if config.enable_chunked_prefill:
+            if world.scheduler.policy.chunks_prompts:
                 cap = config.max_prefill_chunk or config.max_batched_tokens
                 assert num_tokens <= cap, f"{request.request_id} gets {num_tokens} tokens, over the cap of {cap}"
             else:
@@ -109,7 +116,7 @@ class StepRules:
         head = world.waiting[0]
         start = world.blocks.match(head)
         num_tokens = len(head.token_ids) - start
-        if config.enable_chunked_prefill:
+        if world.scheduler.policy.chunks_prompts:
             num_tokens = min(num_tokens, left, config.max_prefill_chunk or left)
         elif num_tokens > left:
             return
@@ -117,7 +124,10 @@ class StepRules:
         world.blocks.open(head)
         num_claimed = len(set(head.block_table) - used)
         world.blocks.cancel_open(head)
-        needed = -(-(start + num_tokens) // world.blocks.block_size) - start // world.blocks.block_size + num_claimed
+        end = start + num_tokens
+        if config.kv_reservation == "whole":
+            end = max(end, head.max_total_tokens - 1)
+        needed = -(-end // world.blocks.block_size) - start // world.blocks.block_size + num_claimed
         spare = int(config.watermark * world.blocks.num_blocks) if world.running else 0
         assert needed + spare > world.blocks.num_free_blocks, (
             f"{head.request_id} waits, with {left} tokens and {world.blocks.num_free_blocks} blocks left for its {needed}"

@@ -57,7 +57,7 @@ def test_each_that_runs_gets_a_token_from_the_smallest_budget() -> None:
 
 
 def test_whole_prompts_wait_until_they_fit_into_one_step() -> None:
-    world = small_world(enable_chunked_prefill=False, max_batched_tokens=64)
+    world = small_world(policy="continuous", max_batched_tokens=64)
     world.add([0] * 40)
     world.add([1] * 30)
     assert planned(world.schedule()) == {"r0": 40}

@@ -115,9 +115,9 @@ class IgnoresTheWatermark(Scheduler):
 
 
 class IgnoresTheChunkCap(Scheduler):
-    def schedule(self) -> StepPlan:
+    def schedule(self, now_s: float = 0.0) -> StepPlan:
         self._max_chunk = self.config.max_batched_tokens
-        return super().schedule()
+        return super().schedule(now_s)
 
 
 class PromptsDelayDecodes(Scheduler):
@@ -182,7 +182,7 @@ class AbortedStayInTheQueue(Scheduler):
         is_in_queue = request in self.waiting._members
         super().finish(request, reason)
         if is_in_queue:
-            self.waiting._members.add(request)
+            self.waiting.push(request)
 
 
 class AbortLeaksABlock(Scheduler):
@@ -207,8 +207,8 @@ class SkipsCopyOnWrite(Scheduler):
 
 
 class ForgetsTheCopies(Scheduler):
-    def schedule(self) -> StepPlan:
-        plan = super().schedule()
+    def schedule(self, now_s: float = 0.0) -> StepPlan:
+        plan = super().schedule(now_s)
         plan.copies.clear()
         return plan
 

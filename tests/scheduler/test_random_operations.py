@@ -30,7 +30,7 @@ def tight_settings(draw: st.DrawFn) -> Settings:
         max_num_seqs=max_num_seqs,
         max_batched_tokens=max_batched_tokens,
         max_prefill_chunk=draw(st.none() | st.integers(1, max_batched_tokens)) if is_chunked else None,
-        enable_chunked_prefill=is_chunked,
+        policy="chunked-prefill" if is_chunked else "continuous",
         watermark=draw(st.sampled_from([0.0, 0.25])),
     )
     one_request = -(-(max_model_len - 1) // block_size)

@@ -9,17 +9,24 @@ def request(number: int, priority: int = 0) -> Request:
     return made
 
 
+def taken(queue: WaitingQueue) -> list[str]:
+    """Take out the head until nobody is left."""
+    order = []
+    while (head := queue.peek()) is not None:
+        queue.discard(head)
+        order.append(head.request_id)
+    return order
+
+
 def test_the_most_urgent_comes_first() -> None:
     queue = WaitingQueue()
     requests = [request(0, priority=1), request(1), request(2, priority=1), request(3)]
     for waiting in requests:
         queue.push(waiting)
-    order = []
-    while (head := queue.peek()) is not None:
-        assert queue.pop() is head
-        order.append(head.request_id)
-    assert order == ["1", "3", "0", "2"]
+    assert [head.request_id for head in queue.first(3)] == ["1", "3", "0"]
+    assert taken(queue) == ["1", "3", "0", "2"]
     assert len(queue) == 0
+    assert queue.first(3) == []
 
 
 def test_those_who_leave_are_never_seen() -> None:
@@ -31,8 +38,18 @@ def test_those_who_leave_are_never_seen() -> None:
         queue.discard(requests[number])  # whoever is not there, cannot leave
     assert len(queue) == 3
     assert queue.peek() is requests[2]
-    assert [queue.pop() for _ in range(3) if queue.peek()] == [requests[2], requests[4], requests[5]]
-    assert queue.peek() is None
+    assert queue.first(9) == [requests[2], requests[4], requests[5]]
+    assert taken(queue) == ["2", "4", "5"]
+
+
+def test_one_who_comes_back_stands_there_once() -> None:
+    queue, requests = WaitingQueue(), [request(number) for number in range(3)]
+    for waiting in requests:
+        queue.push(waiting)
+    queue.discard(requests[1])  # from the middle: its entry is still in the heap
+    queue.push(requests[1])
+    assert queue.first(9) == requests
+    assert taken(queue) == ["0", "1", "2"]
 
 
 def test_those_who_leave_from_behind_an_endless_stream_do_not_pile_up() -> None:

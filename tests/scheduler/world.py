@@ -14,6 +14,7 @@ from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.plan import StepPlan, StepResult
+from infra_lab.scheduler.policies import DeadlinePolicy, PriorityPolicy, ShortestJobPolicy
 from infra_lab.scheduler.request import Request, Status
 from infra_lab.scheduler.scheduler import Scheduler
 from tests.scheduler.oracle import OracleExecutor, alone
@@ -77,7 +78,19 @@ class SchedulerWorld:
         return sorted((r for r in self.live if r.status is Status.RUNNING), key=self.urgency)
 
     def urgency(self, request: Request) -> tuple[int, float, int]:
-        return (request.priority, request.arrival_s, self.everyone.index(request))
+        policy, index = self.scheduler.policy, self.everyone.index(request)
+        match policy:
+            case PriorityPolicy():
+                return (0, request.arrival_s + policy.level_s * request.priority, index)
+            case ShortestJobPolicy():
+                max_tokens = request.params.max_tokens or self.config.max_model_len
+                longest = min(request.num_prompt_tokens + max_tokens, self.config.max_model_len)
+                return (request.priority, request.arrival_s + policy.token_s * longest, index)
+            case DeadlinePolicy() if request.deadline_s is not None:
+                return (request.priority, request.deadline_s, index)
+            case DeadlinePolicy():
+                return (request.priority, request.arrival_s + policy.default_slo_s, index)
+        return (request.priority, request.arrival_s, index)
 
     # ---- what a caller can do ----
 
@@ -91,6 +104,7 @@ class SchedulerWorld:
         stop: Sequence[int] = (),
         seed: int = 0,
         arrival_s: float | None = None,
+        deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Request:
         """Add a request and its forks; a refusal must be deserved, and must leave everything as it was."""
@@ -104,6 +118,7 @@ class SchedulerWorld:
                 params=params,
                 arrival_s=float(number) if arrival_s is None else arrival_s,
                 priority=priority,
+                deadline_s=deadline_s,
                 seed=seed,
                 stop_token_ids=frozenset(stop),
                 sample_index=index,
@@ -202,9 +217,9 @@ class SchedulerWorld:
 
     # ---- one step, in three parts, or until the executor fails ----
 
-    def schedule(self) -> StepPlan:
+    def schedule(self, now_s: float = 1e9) -> StepPlan:
         before = self._rules.before_schedule()
-        self.plan = self.scheduler.schedule()
+        self.plan = self.scheduler.schedule(now_s)
         self._rules.after_schedule(self.plan, before)
         self.history.append(
             (
