@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from infra_lab.bench import llama_cpp_peer
 from infra_lab.bench.measure import in_fresh_process, medians
 from infra_lab.bench.report import BenchReport, BenchRow, at_least, at_most
 from infra_lab.engine.llm import LLM
@@ -23,20 +24,23 @@ from infra_lab.evaluation import (
     evaluation_tokens,
     make_questions,
 )
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.quantize_folder import quantize_to_folder
 from infra_lab.sampling_params import SamplingParams
 
 MODEL = "smollm2-135m"
-GGUF = "gguf"
+GGUF, LLAMA_CPP = "gguf", "llama.cpp"
 METHODS = (
     *("int8", "w8a8", "smoothquant-w8a8", "fp8", "fp8-static", "mixed-fp8-int4", "nf4", "mxfp4", "nvfp4"),
     *(f"{method}-int{bits}-g128" for bits in (4, 3) for method in ("rtn", "gptq", "awq")),
     "rtn-int4-g32",
 )
+KV_DTYPES = ("int8", "fp8")
+"""Of the KV cache, with weights as they are."""
 QUICK = ("int8", "rtn-int4-g128", "gptq-int4-g128")
 ASKED = {
     **{"int8": 1.005, "fp8": 1.01, "smoothquant-w8a8": 1.015, "mixed-fp8-int4": 1.02},
-    **{"gptq-int4-g128": 1.06, "awq-int4-g128": 1.06},
+    **{"gptq-int4-g128": 1.06, "awq-int4-g128": 1.06, "kv int8": 1.005},
 }
 """Perplexity over the reference's."""
 ASKED_LOSS = {
@@ -65,12 +69,13 @@ def _quantized(name: str, folder: Path, say: Callable[[str], None]) -> str:
     return str(folder)
 
 
-def _engine(model: str, dtype: str = "float32", quantization: str | None = None) -> LLM:
+def _engine(model: str, dtype: str = "float32", quantization: str | None = None, kv_dtype: str = "auto") -> LLM:
     return LLM(
         model,
         device="cpu",
         dtype=dtype,
         quantization=quantization,
+        kv_dtype=kv_dtype,
         max_model_len=1024,
         enable_prefix_cache=False,
         kv_cache_bytes=64 << 20,
@@ -88,8 +93,11 @@ def _accuracy_rows(sources: dict[str, str], quick: bool, say: Callable[[str], No
     full.close()
     found: dict[str, Comparison] = {}
     weight_bytes: dict[str, int] = {}
-    for name, source in {**sources, GGUF: MODEL}.items():
-        llm = _engine(source, quantization=GGUF if name == GGUF else None)
+    engines = {name: partial(_engine, source) for name, source in sources.items()}
+    engines[GGUF] = partial(_engine, MODEL, quantization=GGUF)
+    engines |= {f"kv {kv_dtype}": partial(_engine, MODEL, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES}
+    for name, engine in engines.items():
+        llm = engine()
         found[name], weight_bytes[name] = reference.compare(llm), llm.model.resident_bytes
         answers[name] = answer_questions(llm, questions)
         llm.close()
@@ -134,11 +142,20 @@ def _speed_rows(sources: dict[str, str], quick: bool, say: Callable[[str], None]
         llm.generate([[7] * 16], SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True))
         return num_tokens / (time.perf_counter() - begin)
 
-    bf16, *speeds = medians([partial(speed, llm) for llm in engines.values()], 2 if quick else 5)
-    return [
-        at_least(f"one stream, {name}", found, "tok/s", "bfloat16", bf16, ASKED_SPEED.get(name))
-        for name, found in zip(list(engines)[1:], speeds, strict=True)
+    runs = {name: partial(speed, llm) for name, llm in engines.items()}
+    if llama_cpp_peer.is_installed():
+        peer = llama_cpp_peer.LlamaCppPeer(resolve_model(MODEL), max_model_len=1024)
+        runs[LLAMA_CPP] = partial(peer.tokens_per_s, [7] * 16, num_tokens)
+    else:
+        say(llama_cpp_peer.HINT)
+    found = dict(zip(runs, medians(list(runs.values()), 2 if quick else 5), strict=True))
+    rows = [
+        at_least(f"one stream, {name}", found[name], "tok/s", "bfloat16", found["bfloat16"], ASKED_SPEED.get(name))
+        for name in list(engines)[1:]
     ]
+    if LLAMA_CPP in found:
+        rows.append(at_least("one stream, gguf", found[GGUF], "tok/s", LLAMA_CPP, found[LLAMA_CPP], 1.0))
+    return rows
 
 
 def _memory_rows(sources: dict[str, str], say: Callable[[str], None]) -> list[BenchRow]:

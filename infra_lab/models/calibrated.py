@@ -9,7 +9,7 @@ layers put in.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -22,7 +22,7 @@ from infra_lab.quantization import DenseLinear, linear_of
 from infra_lab.quantization.awq import clipped_rtn, output_error, search_clip, search_scale
 from infra_lab.quantization.float_weights import Float8Weight, quantize_fp8_weight
 from infra_lab.quantization.folding import divide_rows, share_among_heads, up_row_divisors, value_row_divisors
-from infra_lab.quantization.gptq import gptq
+from infra_lab.quantization.gptq import gptq, made_up
 from infra_lab.quantization.grouped import GroupedInt, rtn
 from infra_lab.quantization.observers import AbsMax, Hessian
 from infra_lab.quantization.recipes import Recipe
@@ -47,7 +47,9 @@ class Target:
     weight: torch.Tensor
     """[out, in] float32."""
     inputs: torch.Tensor
-    """[texts · length, in]."""
+    """[texts · length, in], of the model as far as it is quantized."""
+    full_inputs: torch.Tensor
+    """[texts · length, in], of the model as it was."""
     length: int
     """Tokens of each text."""
     config: ModelConfig
@@ -81,17 +83,22 @@ def quantize_layers(
     token_ids: what to calibrate on, [texts, tokens] (see `calibration`); `progress` is called after each matrix; embedding
     and output layer stay. Raises ConfigError for a model that is not dense, and what the method raises.
     """
-    walk, total = LayerWalk(model, token_ids), len(model.layers) * len(MATRICES)
+    walk, full, total = LayerWalk(model, token_ids), LayerWalk(model, token_ids), len(model.layers) * len(MATRICES)
     for index, layer in enumerate(model.layers):
+        full_stops = full.through(replace(layer))  # a copy, which keeps the dense matrices
         dense = {matrix: dense_layer(layer, matrix) for matrix in MATRICES}
         done: dict[Matrix, Quantized] = {}
         for matrix, inputs in walk.through(layer):
             weight, bias = dense[matrix].weight, dense[matrix].bias
             name = f"model.layers.{index}.{matrix}"
-            done[matrix] = method(Target(name, matrix, weight.float(), inputs, token_ids.shape[1], model.config))
+            full_inputs = next(full_stops).inputs
+            done[matrix] = method(
+                Target(name, matrix, weight.float(), inputs, full_inputs, token_ids.shape[1], model.config)
+            )
             setattr(layer, matrix, DenseLinear(done[matrix].dense().to(weight.dtype), bias))
             if progress is not None:
                 progress(len(MATRICES) * index + len(done), total)
+        next(full_stops, None)  # through what comes after the last stop
         install(layer, done, model.config, int8_activations=recipe.int8_activations)
 
 
@@ -158,17 +165,24 @@ def _rtn(target: Target, recipe: Recipe) -> Quantized:
 
 
 def _gptq(target: Target, recipe: Recipe) -> Quantized:
-    size = _group_size(target, recipe)
-    return Quantized(gptq(target.weight, gptq_hessian(target), recipe.bits, size, name=target.name))
+    return quantize_gptq(target, recipe.bits, _group_size(target, recipe))
 
 
-def gptq_hessian(target: Target) -> torch.Tensor:
-    """Return the Hessian of a target's inputs, [in, in], in front of qkv with the first token of each text SINK_WEIGHT-fold."""
+def quantize_gptq(target: Target, bits: int, group_size: int) -> Quantized:
+    """Quantize a target by GPTQ, towards what the full model would put out; the first token of each text counts more."""
+    weights = token_weights(target)
     hessian = Hessian()
-    hessian.observe(target.inputs)
+    hessian.observe(target.inputs * weights.sqrt().unsqueeze(1))
+    wanted = made_up(target.weight, target.full_inputs.float(), target.inputs.float(), token_weights=weights)
+    return Quantized(gptq(wanted, hessian.matrix, bits, group_size, name=target.name))
+
+
+def token_weights(target: Target) -> torch.Tensor:
+    """Return how much each token counts, [texts · length] float32: in front of qkv the first of a text SINK_WEIGHT-fold."""
+    weights = torch.ones(target.inputs.shape[0], device=target.inputs.device)
     if target.matrix == "qkv":
-        hessian.observe(target.inputs[:: target.length] * (SINK_WEIGHT - 1) ** 0.5)
-    return hessian.matrix
+        weights[:: target.length] = SINK_WEIGHT
+    return weights
 
 
 def _awq(target: Target, recipe: Recipe) -> Quantized:

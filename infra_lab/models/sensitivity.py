@@ -2,12 +2,11 @@
 
 import torch
 
-from infra_lab.models.calibrated import Method, Progress, Quantized, Target, dense_layer, gptq_hessian
+from infra_lab.models.calibrated import Method, Progress, Quantized, Target, dense_layer, quantize_gptq
 from infra_lab.models.layer_walk import MATRICES, LayerWalk
 from infra_lab.models.transformer import CausalLM
 from infra_lab.quantization import DenseLinear
 from infra_lab.quantization.float_weights import quantize_fp8_weight
-from infra_lab.quantization.gptq import gptq
 from infra_lab.quantization.grouped import effective_group_size, rtn
 from infra_lab.quantization.mixed import Candidate, choose_int4
 
@@ -81,6 +80,6 @@ def mixed_method(
         if target.name not in chosen:
             return Quantized(quantize_fp8_weight(target.weight, target.name))
         size = effective_group_size(target.weight.shape[1], INT4_GROUP)
-        return Quantized(gptq(target.weight, gptq_hessian(target), 4, size, name=target.name))
+        return quantize_gptq(target, 4, size)
 
     return quantize

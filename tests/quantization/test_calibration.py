@@ -10,7 +10,7 @@ from infra_lab import LLM, SamplingParams
 from infra_lab.data import data_path
 from infra_lab.errors import ConfigError
 from infra_lab.models.calibrate import calibrate, quantize_model
-from infra_lab.models.calibrated import SINK_WEIGHT, Target, dense_layer, gptq_hessian
+from infra_lab.models.calibrated import SINK_WEIGHT, Quantized, Target, dense_layer, quantize_layers, token_weights
 from infra_lab.models.layer_walk import LayerWalk
 from infra_lab.models.sensitivity import kl_divergence
 from infra_lab.models.tokenizer import load_tokenizer
@@ -187,11 +187,27 @@ def test_the_engine_calibrates_where_the_name_asks_for_it() -> None:
 
 
 def test_the_first_token_of_a_text_counts_more_in_front_of_qkv() -> None:
-    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))  # 3 texts of 4 tokens
-    config = tiny().config
+    x, config = torch.ones(8, 5), tiny().config  # 2 texts of 4 tokens
     for matrix, first in (("qkv", SINK_WEIGHT), ("o", 1)):
-        weights = torch.ones(12, dtype=torch.float64)
-        weights[::4] = first
-        expected = x.double().t() @ (weights[:, None] * x.double())
-        found = gptq_hessian(Target("w", matrix, torch.ones(2, 5), x, 4, config)).double()  # type: ignore[arg-type]
-        torch.testing.assert_close(found / found.trace(), expected / expected.trace(), rtol=1e-5, atol=1e-7)
+        found = token_weights(Target("w", matrix, torch.ones(2, 5), x, x, 4, config))  # type: ignore[arg-type]
+        assert found.tolist() == [first, 1, 1, 1] * 2
+
+
+def test_a_target_knows_what_the_full_model_would_get() -> None:
+    """The second walk goes through the dense layers, whatever the first has put in their places."""
+    model, tokens = tiny("gptq-int4-g64"), torch.tensor([list(b"The quick brown fox jumps")])
+    expected = []
+    walk = LayerWalk(tiny("gptq-int4-g64"), tokens)
+    for layer in walk.model.layers:
+        expected += [stop.inputs.clone() for stop in walk.through(layer)]
+    seen = []
+
+    def halved(target: Target) -> Quantized:
+        seen.append((target.inputs.clone(), target.full_inputs.clone()))
+        return Quantized(target.weight / 2)
+
+    quantize_layers(model, tokens, halved, RECIPES["gptq-int4-g64"])
+    assert len(seen) == len(expected)
+    for (inputs, full_inputs), right in zip(seen, expected, strict=True):
+        torch.testing.assert_close(full_inputs, right)
+        assert inputs is seen[0][0] or not torch.allclose(inputs, right)

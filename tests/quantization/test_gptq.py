@@ -7,7 +7,7 @@ import torch
 
 from infra_lab.errors import ConfigError
 from infra_lab.quantization.awq import output_error
-from infra_lab.quantization.gptq import gptq, inverse_factor
+from infra_lab.quantization.gptq import gptq, inverse_factor, made_up
 from infra_lab.quantization.grouped import grid_of, rtn
 from infra_lab.quantization.observers import Hessian
 
@@ -111,6 +111,22 @@ def test_a_clipped_grid_pays_on_inputs_that_were_not_calibrated_on() -> None:
     h, held_out = hessian_of(x[:1000]), hessian_of(x[1000:])
     plain = output_error(w - gptq(w, h, 3, 32, clips=()).dequantize(), held_out)
     assert output_error(w - gptq(w, h, 3, 32).dequantize(), held_out) < 0.97 * plain
+
+
+def test_what_is_made_up_is_the_least_squares() -> None:
+    generator = torch.Generator().manual_seed(3)
+    w = torch.randn(6, 8, generator=generator, dtype=torch.float64)
+    full = torch.randn(64, 8, generator=generator, dtype=torch.float64)
+    inputs = full + 0.3 * torch.randn(64, 8, generator=generator, dtype=torch.float64)
+    counts = torch.randint(1, 4, (64,), generator=generator)
+    rows = torch.arange(64).repeat_interleave(counts)  # to count thrice is to be there three times
+    expected = torch.linalg.lstsq(inputs[rows], full[rows] @ w.t()).solution.t()
+    found = made_up(w, full, inputs, token_weights=counts.double(), damping=0.0)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(made_up(w, inputs, inputs), w)
+    assert made_up(w, torch.zeros(4, 8), torch.zeros(4, 8)) is w
+    errors = [(inputs @ v.t() - full @ w.t()).square().mean() for v in (made_up(w, full, inputs), w)]
+    assert errors[0] < errors[1]
 
 
 def test_independent_inputs_leave_nothing_to_make_up_for() -> None:
