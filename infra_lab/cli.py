@@ -17,6 +17,7 @@ from infra_lab.console import errors, readable_errors
 from infra_lab.course import cli as course
 from infra_lab.models.cli import fetch, fetch_if_absent, quantize
 from infra_lab.server.cli import serve
+from infra_lab.simulator.cli import simulate
 
 if TYPE_CHECKING:
     from infra_lab.engine.llm import LLM
@@ -32,7 +33,7 @@ app.command()(course.grade)
 app.command()(course.claims)
 app.add_typer(bench_app, name="bench")
 app.command()(serve)
-for command in (fetch, quantize, distill, prune):
+for command in (fetch, quantize, distill, prune, simulate):
     app.command()(command)
 
 
