@@ -27,7 +27,8 @@ class Acceptance:
     def tokens_per_step(self, gamma: int, *, greedy: bool = False) -> float:
         """Expected tokens of one target step over γ proposals: 1 + α + … + α^γ = (1 - α^(γ+1)) / (1 - α).
 
-        Taking all positions for equally hard; in truth hard ones cluster, which helps: a run of easy ones is kept whole.
+        Taking all positions for equally hard. Where hard ones cluster it is less: each still costs a step, and long runs of
+        easy ones are cut off after γ. Only as γ grows does the difference vanish.
         Raises ConfigError for γ below 0.
         """
         if gamma < 0:

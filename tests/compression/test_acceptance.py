@@ -37,6 +37,19 @@ def test_tokens_per_step_against_dice() -> None:
     assert Acceptance(1.0, 1.0, 1).tokens_per_step(5) == 6
 
 
+def test_where_hard_tokens_cluster_a_step_brings_less() -> None:
+    """Half a text of which all is kept, and half of which 60 %: played through, against the rule at their mean of 80 %."""
+    generator = torch.Generator().manual_seed(2)
+    kept = torch.rand(2, 50_000, generator=generator) < torch.tensor([[1.0], [0.6]])
+    text, at, steps = kept.flatten().tolist(), 0, 0
+    while at < len(text) - 4:
+        ahead = text[at : at + 4]
+        at, steps = at + (ahead.index(False) if False in ahead else 4) + 1, steps + 1
+    rule = Acceptance(rate=0.8, greedy_agreement=0.8, num_positions=1)
+    assert at / steps == pytest.approx(2 / (1 / 5 + 1 / Acceptance(0.6, 0.6, 1).tokens_per_step(4)), rel=0.01)
+    assert at / steps < 0.95 * rule.tokens_per_step(4)
+
+
 def test_a_model_accepts_itself_and_a_spoilt_one_less() -> None:
     model = tiny()
     same = measure_acceptance(model, tiny(), TEXT)
