@@ -94,6 +94,15 @@ class SamplingParams:
             raise InvalidRequestError(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}")
 
     @property
+    def allows_speculation(self) -> bool:
+        """Whether the next token's distribution follows from the model's logits alone, and nobody wants to see those.
+
+        Penalties, a grammar, a bias or a minimum length would have to be applied at every proposal in turn.
+        """
+        changes = self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty or self.logit_bias
+        return not changes and self.grammar is None and self.min_tokens == 0 and self.logprobs is None
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0.0

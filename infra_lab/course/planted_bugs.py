@@ -26,7 +26,7 @@ class WritesToSharedBlocks(BlockManager):
         """Count new blocks only, none for a copy."""
         return max(-(-num_tokens // self.block_size) - len(seq.block_table), 0)
 
-    def _make_writable(self, table: list[int], index: int) -> tuple[BlockCopy, ...]:
+    def _make_writable(self, table: list[int], index: int, offset: int, *, is_copied: bool) -> tuple[BlockCopy, ...]:
         return ()
 
 

@@ -6,10 +6,12 @@ from typing import Literal
 import torch
 
 import kernels
+from infra_lab.engine.speculation import Speculation, speculation_of
 from infra_lab.errors import ConfigError
 from infra_lab.hardware.machine import available_memory_bytes
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.weights import DTYPES
+from infra_lab.paged_kv.block_manager import PrefixIndexName, check_prefix_index
 from infra_lab.paged_kv.kv_memory import QUANTIZED_DTYPES, kv_block_bytes
 from infra_lab.quantization import LinearScheme, parse_scheme
 from infra_lab.scheduler.config import SchedulerConfig
@@ -50,10 +52,14 @@ class EngineConfig:
     gpu_memory_fraction: float = 0.9
     """Share of a GPU's memory that weights and KV cache may take together."""
     enable_prefix_cache: bool = True
+    prefix_index: PrefixIndexName = "hash"
+    """How cached prefixes are found: "hash", by whole blocks; "radix", in a tree, up to the first other token."""
     policy: str | BatchingPolicy = "chunked-prefill"
     """How requests are batched: a name in `scheduler.policies.POLICIES`, or such a policy with settings of its own."""
     kv_reservation: Literal["paged", "whole"] = "paged"
     """"whole": a request gets blocks for all it may come to when it comes in, as before PagedAttention."""
+    speculation: str | Speculation | None = None
+    """Propose tokens and check several in one step: "ngram", "early-exit", or a `Speculation` with settings of its own."""
     max_num_seqs: int = 64
     max_batched_tokens: int | None = None
     """The token budget of one step; None: 512, or max_model_len if that is more and the policy computes prompts whole."""
@@ -78,6 +84,7 @@ class ResolvedConfig:
     num_kv_blocks: int | None
     """None on a GPU with no wish of the user: what the weights leave is known once they are loaded."""
     scheduler: SchedulerConfig
+    speculation: Speculation | None
     num_threads: int
     cuda_graphs: bool
 
@@ -100,12 +107,14 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
     # 4. How much KV memory: at least room for one sequence of some length, at most what the machine has.
     if config.block_size < 1:
         raise ConfigError(f"block_size is {config.block_size}; it must be at least 1")
+    check_prefix_index(config.prefix_index)
     num_kv_blocks = _num_kv_blocks(config, device, kv_block_bytes(model, kv_dtype, config.block_size))
     # 5. What a step may hold.
     policy = policy_of(config.policy)
     budget = config.max_batched_tokens
     if budget is None:
         budget = TOKEN_BUDGET if policy.chunks_prompts else max(TOKEN_BUDGET, max_model_len)
+    speculation = speculation_of(config.speculation)
     scheduler = SchedulerConfig(
         policy=policy,
         kv_reservation=config.kv_reservation,
@@ -113,6 +122,7 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
         max_num_seqs=config.max_num_seqs,
         max_batched_tokens=budget,
         max_prefill_chunk=config.max_prefill_chunk,
+        num_speculative_tokens=0 if speculation is None else speculation.num_tokens,
         max_waiting=config.max_waiting,
     )
     # 6. With how many threads of the CPU.
@@ -120,7 +130,7 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
     # 7. Whether decode steps are graphs: only kernels find each sequence's blocks by themselves.
     cuda_graphs = config.cuda_graphs and kernels.launches_on(device)
     return ResolvedConfig(
-        device, dtype, kv_dtype, scheme, max_model_len, num_kv_blocks, scheduler, num_threads, cuda_graphs
+        device, dtype, kv_dtype, scheme, max_model_len, num_kv_blocks, scheduler, speculation, num_threads, cuda_graphs
     )
 
 

@@ -175,7 +175,7 @@ class EngineCore:
             if is_complete and not request.is_finished:  # before min_tokens: its grammar allowed nothing else
                 self.scheduler.finish(request, "stop")
                 finished.append(request)
-            deltas.append(stream.push(token_id, result.logprobs.get(position), now_s))
+            deltas.append(stream.push(result.logprobs.get(position), now_s))
             if deltas[-1].finish_reason is not None:
                 if not request.is_finished:  # a stop string, which only the text shows
                     self.scheduler.finish(request, "stop")

@@ -2,7 +2,7 @@
 
 The manager knows blocks, reference counts and hashes; which request a block belongs to, and which tokens it holds, is
 known from the requests. A block that nobody refers to any more still holds a prefix that can be found: its tokens are
-remembered here by its hash.
+remembered here by its hash, where the prefix cache itself does not know them (a radix tree does).
 """
 
 from typing import NamedTuple
@@ -95,7 +95,8 @@ class KVMapper:
         if info.state is BlockState.FREE:
             return _FREE
         if info.block_hash is None:
-            return BlockView(info.state, info.ref_count, users, held, False)
+            token_ids = max(info.token_ids, held, key=len)
+            return BlockView(info.state, info.ref_count, users, token_ids, info.is_matchable)
         return BlockView(info.state, info.ref_count, users, self._tokens_of.get(info.block_hash, ()), True)
 
 

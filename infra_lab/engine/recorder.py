@@ -35,6 +35,14 @@ class Ending(NamedTuple):
     reason: str
 
 
+class DraftRecord(NamedTuple):
+    """What was proposed to one request in one step, and how much of it was kept."""
+
+    request_id: str
+    num_proposed: int
+    num_accepted: int
+
+
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """One step of the engine: who, how much, why, and where the time went."""
@@ -53,8 +61,10 @@ class StepRecord:
     total_blocks: int
     copies: tuple[BlockCopy, ...]
     """Blocks copied on write."""
+    drafts: tuple[DraftRecord, ...] = ()
+    """Speculative decoding: the decodes that something was proposed to. Their chunks count one token."""
     timings_s: dict[str, float] = field(default_factory=dict)
-    """Parts of the duration: schedule, prepare, forward, sample, update, output."""
+    """Parts of the duration: schedule, propose, prepare, forward, sample, update, output."""
     kv_map: KVMap | None = None
     """Every block at the end of the step, where the recorder was told to keep that."""
 
@@ -131,6 +141,10 @@ class FlightRecorder:
             used_blocks=blocks.num_blocks - blocks.num_free_blocks,
             total_blocks=blocks.num_blocks,
             copies=tuple(plan.copies),
+            drafts=tuple(
+                DraftRecord(plan.chunks[i].request.request_id, len(proposed), num_accepted)
+                for i, (proposed, num_accepted) in result.speculated.items()
+            ),
             timings_s=timings_s,
             kv_map=self._mapper.view(blocks, scheduler.running, finished) if self.keep_kv_maps else None,
         )

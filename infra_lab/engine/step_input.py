@@ -1,10 +1,11 @@
 """From a plan to tensors: which rows, which positions, which slots, and how rows form groups for attention.
 
 Decodes come first, shortest first, so that those of similar length form one padded group; every prefill chunk is a group
-of its own. All of this is done once a step; the layers only use it.
+of its own, and so is a decode with proposals to check. All of this is done once a step; the layers only use it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class PreparedStep(NamedTuple):
 
     inputs: StepInput
     sampled_positions: list[int]
-    """Indices into `plan.chunks`, one for each sample row."""
+    """Indices into `plan.chunks`, one for each sample row; a chunk with proposals has a row for each of them as well."""
 
 
 Scratch = Callable[[int], torch.Tensor]
@@ -35,9 +36,19 @@ Scratch = Callable[[int], torch.Tensor]
 
 
 def prepare_step(
-    plan: StepPlan, *, block_size: int, dtype: torch.dtype, device: torch.device, scratch: Scratch | None = None
+    plan: StepPlan,
+    *,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    scratch: Scratch | None = None,
+    proposed: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> PreparedStep:
-    """Lay out the plan's tokens as the model wants them."""
+    """Lay out the plan's tokens as the model wants them.
+
+    proposed: by position in the plan, tokens behind the request's own; a chunk may reach into them. The rows sampled after are
+    those of a request's last token and of what is behind it.
+    """
     decodes = [i for i, chunk in enumerate(plan.chunks) if chunk.num_tokens == 1]
     prefills = [i for i, chunk in enumerate(plan.chunks) if chunk.num_tokens > 1]
     if len(decodes) > 1:
@@ -49,12 +60,16 @@ def prepare_step(
     sampled_positions: list[int] = []
     for i in decodes + prefills:
         request, start, num_tokens = plan.chunks[i]
-        end, table = start + num_tokens, request.block_table
+        end, table, last = start + num_tokens, request.block_table, len(request.token_ids) - 1
         token_ids += request.token_ids[start:end]
+        if end > last + 1:
+            token_ids += proposed[i][max(start - last - 1, 0) : end - last - 1]
         positions += range(start, end)
         slots += [table[p // block_size] * block_size + p % block_size for p in range(start, end)]
-        if end == len(request.token_ids):
-            sample_rows.append(len(token_ids) - 1)
+        for row in range(
+            len(token_ids) - min(end - last, num_tokens), len(token_ids)
+        ):  # none, if `last` is not reached
+            sample_rows.append(row)
             sampled_positions.append(i)
     groups: list[kernels.QueryGroup] = []
     batch = None

@@ -11,7 +11,8 @@ from infra_lab.paged_kv.prefix_index import PrefixIndex
 from infra_lab.paged_kv.sequence import KVSequence
 
 
-def _fail(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
+    """Raise InvariantError: the bookkeeping contradicts itself, as the message says."""
     raise InvariantError(f"paged KV bookkeeping is inconsistent: {message}")
 
 
@@ -20,51 +21,42 @@ def check_references(ref_counts: Sequence[int], sequences: Collection[KVSequence
     recount = Counter(block for seq in sequences for block in seq.block_table)
     strangers = [block for block in recount if not 0 <= block < len(ref_counts)]
     if strangers:
-        _fail(f"block tables name {sorted(strangers)}, but the blocks are 0 to {len(ref_counts) - 1}")
+        fail(f"block tables name {sorted(strangers)}, but the blocks are 0 to {len(ref_counts) - 1}")
     for block, ref_count in enumerate(ref_counts):
         if ref_count != recount[block]:
-            _fail(f"block {block} has ref_count {ref_count}, but stands in {recount[block]} block tables")
+            fail(f"block {block} has ref_count {ref_count}, but stands in {recount[block]} block tables")
 
 
 def check_free_list(free: FreeList, index: PrefixIndex, ref_counts: Sequence[int]) -> None:
-    """Raise InvariantError unless each block is either used, empty or cached, and the cached ones have a hash."""
+    """Raise InvariantError unless each block is either used, empty or cached, and the cached ones can be found."""
     times_free = Counter([*free.empty, *free.cached])
     for block, ref_count in enumerate(ref_counts):
         if times_free[block] != (ref_count == 0):
-            _fail(f"block {block} has ref_count {ref_count} and is {times_free[block]} times in the free list")
+            fail(f"block {block} has ref_count {ref_count} and is {times_free[block]} times in the free list")
     for block in free.empty:
-        if index.hash_of[block] is not None:
-            _fail(f"block {block} counts as empty, but is registered in the prefix cache")
+        if index.held_tokens[block]:
+            fail(f"block {block} counts as empty, but is registered in the prefix cache")
     for block in free.cached:
-        if index.hash_of[block] is None:
-            _fail(f"block {block} waits for eviction as a cached one, but is not registered in the prefix cache")
-
-
-def check_index(index: PrefixIndex) -> None:
-    """Raise InvariantError unless hashes and blocks map to each other one to one."""
-    forward = {block: block_hash for block_hash, block in index.block_of.items()}
-    backward = {block: block_hash for block, block_hash in enumerate(index.hash_of) if block_hash is not None}
-    if forward != backward or len(forward) != len(index):
-        odd = sorted(block for block in forward.keys() | backward.keys() if forward.get(block) != backward.get(block))
-        _fail(f"{len(index)} hashes and {len(backward)} registered blocks do not map one to one; blocks {odd} differ")
+        if not index.held_tokens[block]:
+            fail(f"block {block} waits for eviction as a cached one, but is not registered in the prefix cache")
 
 
 def check_sequence(seq: KVSequence, index: PrefixIndex, block_size: int) -> None:
     """Raise InvariantError unless one sequence's table, capacity and hashes fit together and fit its tokens."""
     table, num_committed = seq.block_table, seq.num_committed_blocks
     if len(set(table)) != len(table):
-        _fail(f"a block stands twice in one table: {table}")
+        fail(f"a block stands twice in one table: {table}")
     if not 0 <= seq.capacity <= len(table) * block_size:
-        _fail(f"capacity is {seq.capacity} tokens with {len(table)} blocks of {block_size}")
+        fail(f"capacity is {seq.capacity} tokens with {len(table)} blocks of {block_size}")
     if not 0 <= num_committed <= min(len(table), len(seq.token_ids) // block_size):
-        _fail(f"{num_committed} blocks committed, of {len(table)} in the table and {len(seq.token_ids)} tokens")
+        fail(f"{num_committed} blocks committed, of {len(table)} in the table and {len(seq.token_ids)} tokens")
     fresh = KVSequence(seq.token_ids, seq.cache_salt)
-    extend_block_hashes(fresh, block_size, max(num_committed, len(seq.block_hashes)))
+    extend_block_hashes(fresh, block_size, len(seq.block_hashes))
     if seq.block_hashes != fresh.block_hashes[: len(seq.block_hashes)]:
-        _fail(f"the hashes of {len(seq.block_hashes)} blocks are not those of the sequence's tokens and salt")
+        fail(f"the hashes of {len(seq.block_hashes)} blocks are not those of the sequence's tokens and salt")
     for i in range(num_committed):
-        if index.hash_of[table[i]] not in (None, fresh.block_hashes[i]):
-            _fail(f"block {table[i]} is registered under another prefix than that of table entry {i} it stands at")
+        if index.held_tokens[table[i]] and not index.is_of(table[i], seq, i):
+            fail(f"block {table[i]} is registered under another prefix than that of table entry {i} it stands at")
 
 
 def check_all(
@@ -78,6 +70,6 @@ def check_all(
     sequences = list(sequences)
     check_references(ref_counts, sequences)
     check_free_list(free, index, ref_counts)
-    check_index(index)
+    index.check(ref_counts, list(free.cached))
     for seq in sequences:
         check_sequence(seq, index, block_size)

@@ -1,61 +1,93 @@
-"""The prefix cache's index: which block holds the prefix with a given hash, and the other way round.
+"""What the prefix cache asks of an index: where the KV of prefixes that were computed once lies now.
 
-At most one block a hash, at most one hash a block. The index says nothing about references: a block that sequences are
-using and one that lies free can both be found, and whoever takes a block over for other contents removes it here first.
+index                    finds                          knows a prefix by               in the field
+hash_index.HashIndex     whole blocks                   one chained hash a block        vLLM, Kwon 2023
+radix_tree.RadixTree     up to the first other token    its tokens, on a tree's path    SGLang, Zheng 2024
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from infra_lab.paged_kv.sequence import KVSequence
 
 
-class PrefixIndex:
-    """A one-to-one map between chained block hashes and physical blocks."""
+class FoundPrefix(NamedTuple):
+    """The longest cached prefix of a sequence."""
 
-    def __init__(self, num_blocks: int) -> None:
-        self._block_of: dict[bytes, int] = {}
-        self._hash_of: list[bytes | None] = [None] * num_blocks
+    num_tokens: int
+    blocks: list[int]
+    """The ceil(num_tokens / block_size) blocks that hold it. The last one may hold more tokens, which are not the asker's."""
+
+
+class Registration(NamedTuple):
+    """What else changed when blocks of a sequence were registered."""
+
+    duplicates: Sequence[tuple[int, int]] = ()
+    """(index in the sequence's table, block): that block is registered with the same contents, and should take its place."""
+    dropped: Sequence[int] = ()
+    """Blocks that cannot be found any more, since a longer one holds their tokens as well."""
+
+
+NOTHING_ELSE = Registration()
+
+
+class PrefixIndex(Protocol):
+    """A map from prefixes to the blocks that hold their keys and values; another cache salt, another map.
+
+    It knows nothing of references: a block that sequences are using and one that lies free can both be found, and whoever
+    takes a block over for other contents calls `remove` first. A block is registered under one prefix at most, and what is
+    registered of it stays as it is until then: its owner may write behind those tokens, never to them.
+
+    Only `find`, `add` and the hash of a block write to a sequence, and no more than its `block_hashes`.
+    """
+
+    finds_heads: bool
+    """Whether `find` may end inside a block. Then a block is worth a copy before its registered tokens are overwritten."""
+
+    @property
+    def held_tokens(self) -> Sequence[int]:
+        """By physical block, how many of its tokens can be found; 0 for a block that is not registered."""
+        ...
 
     def __len__(self) -> int:
-        return len(self._block_of)
+        """How many blocks are registered."""
+        ...
 
-    @property
-    def block_of(self) -> Mapping[bytes, int]:
-        """The block that holds a hash."""
-        return self._block_of
+    def find(self, seq: KVSequence, max_tokens: int) -> FoundPrefix:
+        """Return the longest cached prefix of `seq`, of its first `max_tokens` tokens; it holds until the next `remove`.
 
-    @property
-    def hash_of(self) -> Sequence[bytes | None]:
-        """The hash that a block is registered under, or None."""
-        return self._hash_of
+        Costs O(tokens found), whatever else is cached.
+        """
+        ...
 
-    def longest_prefix(self, hashes: Sequence[bytes], num_blocks: int) -> list[int]:
-        """Return the blocks of the longest unbroken run of known hashes, of the first `num_blocks` ones."""
-        block_of = self._block_of
-        found: list[int] = []
-        for i in range(num_blocks):
-            block = block_of.get(hashes[i])
-            if block is None:  # what follows a hole cannot be used, even where it is cached
-                break
-            found.append(block)
-        return found
+    def add(self, seq: KVSequence, num_tokens: int) -> Registration:
+        """Register the blocks of the first `num_tokens` tokens of `seq`, whose KV is computed.
 
-    def add(self, block: int, block_hash: bytes) -> None:
-        """Register a block; where another one already holds the hash, that one stays and this one remains private."""
-        if self._block_of.setdefault(block_hash, block) == block:
-            self._hash_of[block] = block_hash
+        The first `seq.num_committed_blocks` of its table are registered already. A prefix that another block holds stays
+        with that one. A last block that is only partly filled is registered by an index that finds heads, and else is not.
+        """
+        ...
 
-    def remove(self, block: int) -> bool:
-        """Forget what a block holds; returns whether it held anything."""
-        block_hash = self._hash_of[block]
-        if block_hash is None:
-            return False
-        del self._block_of[block_hash]
-        self._hash_of[block] = None
-        return True
+    def remove(self, block: int) -> Sequence[int]:
+        """Forget a block; return all that cannot be found any more: it, and those that can only be reached through it."""
+        ...
 
     def clear(self) -> int:
-        """Forget everything; returns how many blocks were registered."""
-        num_blocks = len(self._block_of)
-        for block in self._block_of.values():
-            self._hash_of[block] = None
-        self._block_of.clear()
-        return num_blocks
+        """Forget everything; return how many blocks were registered."""
+        ...
+
+    def block_hash(self, block: int) -> bytes | None:
+        """The chained hash that a block is registered under, where the index goes by hashes."""
+        ...
+
+    def token_ids(self, block: int) -> tuple[int, ...]:
+        """The tokens of a block that can be found, where the index knows them."""
+        ...
+
+    def is_of(self, block: int, seq: KVSequence, table_index: int) -> bool:
+        """Whether a registered block holds tokens of `seq` from `table_index * block_size` on, after the same prefix."""
+        ...
+
+    def check(self, ref_counts: Sequence[int], eviction_order: Sequence[int]) -> None:
+        """Raise InvariantError unless its own records fit together, and fit the order in which blocks are evicted."""
+        ...

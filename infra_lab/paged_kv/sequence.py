@@ -25,3 +25,7 @@ class KVSequence:
     """Leading blocks that were already offered to the prefix cache (or came out of it)."""
     cache_epoch: int = field(init=False, default=-1)
     """How often the prefix cache had been reset when the first block was computed: KV from before a reset stays out."""
+    num_matched_tokens: int = field(init=False, default=0)
+    """Tokens that the latest `open` found in the prefix cache."""
+    copied_until: int = field(init=False, default=0)
+    """Where the tokens end that the latest copy-on-write copied. Until more are computed, that copy may not be made yet."""

@@ -42,7 +42,14 @@ class BlockInfo(NamedTuple):
     state: BlockState
     ref_count: int
     block_hash: bytes | None
-    """The prefix that others can find here; None for a block that is empty, partial, or a private duplicate."""
+    """The prefix that others can find here, where hashes name it; None for a block that is empty, partial or a duplicate."""
+    token_ids: tuple[int, ...] = ()
+    """The block's tokens that others can find here, by a radix tree, which knows them."""
+
+    @property
+    def is_matchable(self) -> bool:
+        """Whether a prefix can be found here."""
+        return self.block_hash is not None or bool(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

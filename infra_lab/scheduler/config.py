@@ -24,6 +24,8 @@ class SchedulerConfig:
     kv_reservation: Literal["paged", "whole"] = "paged"
     """"paged": blocks as tokens come; "whole": all that a request may ever need when it comes in, as engines did that kept a
     sequence's KV in one piece. Then nobody is preempted for blocks, and most of them lie idle."""
+    num_speculative_tokens: int = 0
+    """Room that a decode gets for proposals after its token, where the step's budget has any left."""
     max_waiting: int | None = None
     """Requests in the queue, at most; None: any number."""
     watermark: float = 0.01
@@ -57,6 +59,8 @@ class SchedulerConfig:
             )
         if self.kv_reservation not in ("paged", "whole"):
             raise ConfigError(f"kv_reservation is {self.kv_reservation!r}; expected paged or whole")
+        if self.num_speculative_tokens < 0:
+            raise ConfigError(f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 0")
         if self.max_waiting is not None and self.max_waiting < 1:
             raise ConfigError(f"max_waiting is {self.max_waiting}; it must be at least 1, or None for no limit")
         if not 0.0 <= self.watermark < 1.0:

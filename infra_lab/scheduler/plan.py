@@ -25,18 +25,27 @@ class StepPlan:
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
     """Blocks to copy before anything is computed (copy-on-write)."""
+    drafts: dict[int, int] = field(default_factory=dict)
+    """By position in the plan: for how many proposals after a decode's token there is room, in the budget and in its blocks."""
     admitted: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens to compute, over all chunks."""
+        """Tokens to compute, over all chunks, proposals not counted."""
         return sum(chunk.num_tokens for chunk in self.chunks)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to compute."""
         return not self.chunks
+
+
+class Speculated(NamedTuple):
+    """What came of the proposals for one decode: the first `num_accepted` are tokens of the request now."""
+
+    proposed: list[int]
+    num_accepted: int
 
 
 class TokenLogprobs(NamedTuple):
@@ -56,6 +65,9 @@ class StepResult:
 
     token_ids: list[int]
     """One entry a chunk of the plan, in its order: the sampled token, or NO_TOKEN for a chunk short of its last token."""
+    speculated: dict[int, Speculated] = field(default_factory=dict)
+    """By position in the plan, where something was proposed: the accepted ones come before the entry in `token_ids`, and their
+    KV is in the cache as well."""
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     """By position in the plan, for the requests that asked for them."""
     errors: dict[int, str] = field(default_factory=dict)
@@ -72,7 +84,10 @@ class Executor(Protocol):
     """
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run the model over the plan's tokens and sample where a request's last token was computed."""
+        """Run the model over the plan's tokens and sample where a request's last token was computed.
+
+        Where the plan has room for drafts, it may propose as many tokens or fewer, and accept some of them.
+        """
         ...
 
     def close(self) -> None:

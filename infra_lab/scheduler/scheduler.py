@@ -26,6 +26,9 @@ from infra_lab.scheduler.policies import policy_of
 from infra_lab.scheduler.request import Request, Status
 from infra_lab.scheduler.waiting_queue import WaitingQueue
 
+_LEAVES_ITS_TAIL = ("stop", "length", "abort")
+"""Reasons to end after which the next turn of a chat may go on from the last token's KV; an error's is not to be trusted."""
+
 
 class Scheduler:
     """Decides, step by step, which requests get how many tokens computed. Call `schedule`, execute, `update`, in turn.
@@ -124,6 +127,8 @@ class Scheduler:
             self.running.remove(request)
         elif request.status is Status.WAITING:
             self.waiting.discard(request)
+        if reason in _LEAVES_ITS_TAIL:
+            self.blocks.commit_tail(request, request.num_computed)
         self.blocks.free(request)
         for member in (request, *request.forks):
             if not member.is_finished:
@@ -171,7 +176,9 @@ class Scheduler:
         num_preempted = len(plan.preempted)
         budget = self._schedule_running(plan)
         if len(plan.preempted) == num_preempted:  # else blocks are short, and whoever came in now would be next to go
-            self._admit_waiting(plan, budget)
+            budget = self._admit_waiting(plan, budget)
+            if self.config.num_speculative_tokens:
+                self._make_room_for_drafts(plan, budget)
         return plan
 
     def _open_batch(self, now_s: float) -> None:
@@ -225,6 +232,7 @@ class Scheduler:
     def _preempt(self, plan: StepPlan) -> Request:
         """Send the least urgent of those who run back to the queue."""
         victim = self.running.pop()
+        self.blocks.commit_tail(victim, victim.num_computed)
         self.blocks.free(victim)
         victim.num_computed = 0
         victim.num_preemptions += 1
@@ -234,14 +242,19 @@ class Scheduler:
         plan.preempted.append(victim)
         return victim
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
-        """Let in those who wait, in the policy's order, until one finds no room: nobody overtakes it."""
+    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
+        """Let in those who wait, in the policy's order, until one finds no room: nobody overtakes it.
+
+        Returns what is left of the budget.
+        """
         for request in self.policy.line(self.waiting, self.blocks.match):
             chunk = self._claim(request, budget)
             if chunk is None:
                 break
             _, start, num_tokens = chunk
-            self.blocks.grow(request, self._tokens_to_hold(request, start + num_tokens), start)
+            copies = self.blocks.grow(request, self._tokens_to_hold(request, start + num_tokens), start)
+            assert copies is not None, "_claim has seen that there is room"
+            plan.copies.extend(copies)
             self.waiting.discard(request)
             request.num_computed = request.num_cached = start
             request.status = Status.RUNNING
@@ -250,6 +263,24 @@ class Scheduler:
             plan.admitted.append(request)
             plan.chunks.append(chunk)
             budget -= num_tokens
+        return budget
+
+    def _make_room_for_drafts(self, plan: StepPlan, budget: int) -> None:
+        """Give decodes what nobody wanted of the budget, for proposals, and no block that somebody waits for or may need."""
+        for position, (request, start, _) in enumerate(plan.chunks):
+            end = start + 1
+            num_drafts = min(self.config.num_speculative_tokens, budget, request.max_total_tokens - end - 1)
+            is_decode = end == len(request.token_ids) and not request.forks and request.params.allows_speculation
+            if num_drafts < 1 or not is_decode:
+                continue
+            if end + num_drafts > request.capacity and not self.waiting:
+                needed = self.blocks.blocks_to_grow(request, end + num_drafts, end)
+                if needed + self._watermark_blocks <= self.blocks.num_free_blocks:
+                    self.blocks.grow(request, end + num_drafts, end)  # into blocks of its own: nothing to copy
+            num_drafts = min(num_drafts, request.capacity - end)
+            if num_drafts:
+                plan.drafts[position] = num_drafts
+                budget -= num_drafts
 
     def _claim(self, request: Request, budget: int) -> Chunk | None:
         """Claim what the prefix cache has of a waiting request; return its first chunk, for which there is room.
@@ -279,16 +310,17 @@ class Scheduler:
 
         Requests that were aborted while the step ran are passed over.
         """
-        finished: dict[Request, str] = {}
+        finished = self._take_accepted(plan, result) if result.speculated else {}
         running, block_size = Status.RUNNING, self.blocks.block_size
         for (request, start, num_tokens), token_id in zip(plan.chunks, result.token_ids, strict=True):
             if request.status is not running:
                 continue
-            computed = start + num_tokens
+            # What it sampled follows its last token, which is computed then: accepted proposals are among its tokens.
+            computed = start + num_tokens if token_id == NO_TOKEN else len(request.token_ids)
             request.num_computed = computed
             if computed // block_size > request.num_committed_blocks:
                 self.blocks.commit(request, computed)
-            if token_id == NO_TOKEN:
+            if token_id == NO_TOKEN or request in finished:
                 continue
             if request.forks:
                 self._fork(request)
@@ -305,6 +337,20 @@ class Scheduler:
         for request, reason in finished.items():
             self.finish(request, reason)
         return list(finished)
+
+    def _take_accepted(self, plan: StepPlan, result: StepResult) -> dict[Request, str]:
+        """Append the proposals that were accepted, up to a token that ends the request; return those that ended."""
+        finished: dict[Request, str] = {}
+        for position, (proposed, num_accepted) in result.speculated.items():
+            request = plan.chunks[position].request
+            if request.status is not Status.RUNNING:
+                continue
+            for token_id in proposed[:num_accepted]:
+                request.token_ids.append(token_id)
+                if token_id in request.stop_token_ids:
+                    finished[request] = "stop"
+                    break
+        return finished
 
     def _fork(self, parent: Request) -> None:
         """Let the other samples of a prompt start from the parent's blocks, each at the prompt's last token.

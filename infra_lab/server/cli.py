@@ -44,6 +44,9 @@ def serve(
     policy: Annotated[
         str, typer.Option(help="How requests are batched: chunked-prefill, prefix-aware, priority, static, ...")
     ] = "chunked-prefill",
+    prefix_index: Annotated[
+        str, typer.Option(help="How cached prefixes are found: hash, by whole blocks, or radix, to the token.")
+    ] = "hash",
     max_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step; otherwise 512 or more.")] = None,
     num_kv_blocks: Annotated[int | None, typer.Option(help="Size of the KV cache, in blocks of 16 tokens.")] = None,
 ) -> None:
@@ -83,6 +86,7 @@ def serve(
                 "max_model_len": max_model_len,
                 "max_num_seqs": max_num_seqs,
                 "policy": policy,
+                "prefix_index": prefix_index,
                 "max_batched_tokens": max_batched_tokens,
                 "num_kv_blocks": num_kv_blocks,
             },

@@ -4,8 +4,10 @@ Nothing here is efficient, and nothing here uses the code under test: no hashes,
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 from infra_lab.paged_kv.sequence import KVSequence
+from infra_lab.paged_kv.snapshot import BlockInfo
 
 Prefix = tuple[str, tuple[int, ...]]  # salt, tokens
 
@@ -24,6 +26,39 @@ class CacheModel:
         self.num_offered: dict[KVSequence, int] = {}  # no entry: its KV is older than a reset and may not be registered
         self.seen: Counter[str] = Counter()
 
+    @property
+    def registered(self) -> set[int]:
+        return set(self.cached.values())
+
+    def held(self, block: int) -> int:
+        """How many of a block's tokens can be found."""
+        return self.block_size if block in self.cached.values() else 0
+
+    def is_kept(self, block: int, offset: int, num_new: int, owners: Counter[int]) -> bool:
+        """Whether a block that only its writer refers to is copied for the sake of what can be found in it."""
+        return False
+
+    def copied(self, seq: KVSequence, start: int) -> None:
+        """The block of token `start` of a sequence is a copy, once the step is executed."""
+
+    def grown(self, seq: KVSequence) -> None:
+        """A sequence has room of its own for what it computes next."""
+
+    def num_waiting_for_a_copy(self, block: int) -> int:
+        """How many sequences hold a block only until they grow: others may write behind what they have found there."""
+        return 0
+
+    def tail_committed(self, seq: KVSequence, num_computed: int) -> None:
+        """Whole blocks only."""
+
+    def check_contents(self, blocks: Sequence[BlockInfo]) -> None:
+        assert all(not info.token_ids for info in blocks)
+
+    def check_opened(self, seq: KVSequence, num_tokens: int) -> None:
+        expected = self.longest_prefix(seq)
+        assert seq.block_table == expected
+        assert num_tokens == len(expected) * self.block_size
+
     def longest_prefix(self, seq: KVSequence) -> list[int]:
         """The blocks that open() must find: short of the last token, and unbroken from the first."""
         blocks: list[int] = []
@@ -34,17 +69,18 @@ class CacheModel:
             blocks.append(block)
         return blocks
 
-    def opened(self, seq: KVSequence, blocks: list[int]) -> None:
-        self.num_offered[seq] = len(blocks)
-        self.seen["hit" if blocks else "miss"] += 1
+    def opened(self, seq: KVSequence, num_tokens: int) -> None:
+        self.num_offered[seq] = num_tokens // self.block_size
+        self.seen["hit" if num_tokens else "miss"] += 1
 
     def forked(self, parent: KVSequence, child: KVSequence, num_tokens: int) -> None:
         if parent in self.num_offered:
             self.num_offered[child] = num_tokens // self.block_size
         self.seen["fork, partial block" if num_tokens % self.block_size else "fork, whole blocks"] += 1
 
-    def reopened(self, block: int) -> None:
+    def reopened(self, block: int, offset: int) -> None:
         """A block that is written again holds its registered prefix no longer."""
+        del offset
         if block in self.cached.values():
             self._forget(block)
             self.seen["reopened"] += 1
@@ -54,7 +90,7 @@ class CacheModel:
         free = {block for block in range(self.num_blocks) if not owners[block]}
         for block in blocks:
             assert block in free, f"block {block} was handed out with {owners[block]} owners"
-            cached = free & set(self.cached.values())
+            cached = free & self.registered
             if block in cached:
                 assert cached == free, f"block {block} was evicted with blocks {free - cached} empty"
                 assert block == self.eviction_order(cached)[0], f"block {block} was evicted out of turn"
@@ -62,14 +98,16 @@ class CacheModel:
                 self.seen["evicted"] += 1
             free.remove(block)
 
-    def committed(self, seq: KVSequence, num_computed: int) -> None:
+    def committed(self, seq: KVSequence, table: list[int], num_computed: int) -> list[int]:
+        """`table` is the sequence's block table before; returns what it must be now."""
         if seq not in self.num_offered:
-            return
+            return table
         for i in range(self.num_offered[seq], num_computed // self.block_size):
             prefix = (seq.cache_salt, tuple(seq.token_ids[: (i + 1) * self.block_size]))
-            if self.cached.setdefault(prefix, seq.block_table[i]) != seq.block_table[i]:
+            if self.cached.setdefault(prefix, table[i]) != table[i]:
                 self.seen["duplicate"] += 1
             self.num_offered[seq] = i + 1
+        return table
 
     def freed(self, table: list[int], owners: Counter[int]) -> None:
         self.now += 1

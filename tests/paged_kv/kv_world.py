@@ -10,9 +10,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager
+from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager, PrefixIndexName
 from infra_lab.paged_kv.sequence import KVSequence
 from tests.paged_kv.cache_model import CacheModel
+from tests.paged_kv.radix_model import RadixModel
 
 CHECKS = ("memory", "integrity", "model")
 
@@ -44,12 +45,14 @@ class KVWorld:
         block_size: int,
         manager_class: type[BlockManager] = BlockManager,
         checks: Collection[str] = CHECKS,
+        prefix_index: PrefixIndexName = "hash",
     ) -> None:
-        self.manager = manager_class(num_blocks, block_size)
+        self.manager = manager_class(num_blocks, block_size, prefix_index=prefix_index)
         self.block_size = block_size
         self.max_tokens = num_blocks * block_size  # a longer sequence would be refused
         self.checks = checks
-        self.model = CacheModel(num_blocks, block_size) if "model" in checks else None
+        model_class = RadixModel if prefix_index == "radix" else CacheModel
+        self.model = model_class(num_blocks, block_size) if "model" in checks else None
         self.memory: list[list[Slot | None]] = [[None] * block_size for _ in range(num_blocks)]
         self.weights_version = 0
         self.live: list[LiveSequence] = []
@@ -73,9 +76,11 @@ class KVWorld:
             return False
         if self.model:
             owners = self._count_owners()
-            for block in seq.block_table[start // self.block_size : -(-stop // self.block_size)]:
-                assert owners[block] == 1, f"block {block} is about to be written, with {owners[block]} owners"
-                assert block not in self.model.cached.values(), f"block {block} is to be written, and can be found"
+            for index in range(start // self.block_size, -(-stop // self.block_size)):
+                block, offset = seq.block_table[index], max(start - index * self.block_size, 0)
+                num_owners = owners[block] - self.model.num_waiting_for_a_copy(block)
+                assert num_owners == 1, f"block {block} is about to be written, with {num_owners} owners"
+                assert self.model.held(block) <= offset, f"block {block} is to be written, and can be found"
         self.planned_writes.append(Write(seq, start, stop))
         return True
 
@@ -91,9 +96,10 @@ class KVWorld:
         self.step()
 
     def step(self) -> None:
-        """Execute what was planned: all copies in their order, then all writes; only then commit."""
-        for source, destination in self.planned_copies:
-            self.memory[destination] = list(self.memory[source])
+        """Execute what was planned: all copies, every source read before the first write; then all writes; then commit."""
+        copied = [list(self.memory[source]) for source, _ in self.planned_copies]
+        for (_, destination), contents in zip(self.planned_copies, copied, strict=True):
+            self.memory[destination] = contents
         for seq, start, stop in self.planned_writes:
             for position in range(start, stop):
                 slot = self._slot(seq, position)
@@ -102,9 +108,16 @@ class KVWorld:
             seq.num_computed = stop
         executed, self.planned_copies, self.planned_writes = self.planned_writes, [], []
         for seq, _, stop in executed:
+            before = list(seq.block_table)
             self.manager.commit(seq, stop)
             if self.model:
-                self.model.committed(seq, stop)
+                assert seq.block_table == self.model.committed(seq, before, stop)
+
+    def fail(self) -> None:
+        """Execute nothing of what was planned: who was to be computed starts anew, and leaves no tail."""
+        for seq in [seq for seq, _, _ in self.planned_writes]:
+            self._free(seq)
+        self.planned_copies.clear()
 
     def sample(self, seq: LiveSequence, token: int) -> None:
         if seq.num_computed == len(seq.token_ids) < self.max_tokens:
@@ -128,6 +141,12 @@ class KVWorld:
             self.model.forked(parent, child, num_tokens)
 
     def preempt(self, seq: LiveSequence) -> None:
+        self.manager.commit_tail(seq, seq.num_computed)
+        if self.model:
+            self.model.tail_committed(seq, seq.num_computed)
+        self._free(seq)
+
+    def _free(self, seq: LiveSequence) -> None:
         self.planned_writes = [write for write in self.planned_writes if write.seq is not seq]
         if self.model:
             self.model.freed(seq.block_table, self._count_owners())
@@ -150,7 +169,7 @@ class KVWorld:
         num_forgotten = self.manager.reset_prefix_cache()
         self.weights_version += 1
         if self.model:
-            assert num_forgotten == len(self.model.cached)
+            assert num_forgotten == len(self.model.registered)
             self.model.reset([seq for seq in self.live if seq.block_table])
 
     def drain(self) -> None:
@@ -171,8 +190,9 @@ class KVWorld:
             assert self.manager.num_free_blocks == self.manager.num_blocks - len(self._count_owners())
         if self.model:
             snapshot = self.manager.snapshot()
-            registered = {info.block for info in snapshot.blocks if info.block_hash is not None}
-            assert registered == set(self.model.cached.values())
+            registered = {info.block for info in snapshot.blocks if info.is_matchable}
+            assert registered == self.model.registered
+            self.model.check_contents(snapshot.blocks)
             unreferenced = registered - self._count_owners().keys()
             assert list(snapshot.eviction_order) == self.model.eviction_order(unreferenced)
 
@@ -194,10 +214,9 @@ class KVWorld:
         assert num_cached == num_matched
         assert num_cached < len(seq.token_ids), "no token is left to compute"
         if self.model:
-            expected = self.model.longest_prefix(seq)
-            assert seq.block_table == expected
-            assert num_cached == seq.capacity == len(expected) * self.block_size
-            self.model.opened(seq, expected)
+            self.model.check_opened(seq, num_cached)
+            assert seq.capacity == num_cached // self.block_size * self.block_size
+            self.model.opened(seq, num_cached)
         seq.num_computed = num_cached
         seq.contents = [self._slot(seq, position) for position in range(num_cached)]
 
@@ -211,7 +230,8 @@ class KVWorld:
                 assert (seq.block_table, manager.num_free_blocks) == (before, num_free)
                 self.model.seen["no room"] += 1
             else:
-                assert num_free - manager.num_free_blocks == num_needed
+                num_released = sum(owners[copy.source] == 1 for copy in copies)
+                assert num_free - manager.num_free_blocks == num_needed - num_released
                 assert seq.capacity == len(seq.block_table) * self.block_size >= stop
                 self._check_grown(seq, before, owners, start, copies)
         self.planned_copies.extend(copies or ())
@@ -223,19 +243,25 @@ class KVWorld:
         assert self.model
         if not before:
             self.model.num_offered[seq] = 0
+        self.model.grown(seq)
         taken = seq.block_table[len(before) :]
-        index = start // self.block_size
+        index, offset = divmod(start, self.block_size)
         expected_copies: tuple[BlockCopy, ...] = ()
-        if index < len(before) and owners[before[index]] > 1:
-            expected_copies = (BlockCopy(before[index], seq.block_table[index]),)
+        source = before[index] if index < len(before) else None
+        is_kept = source is not None and self.model.is_kept(source, offset, len(taken), owners)
+        if source is not None and (owners[source] > 1 or is_kept):
+            expected_copies = (BlockCopy(source, seq.block_table[index]),)
             before[index] = seq.block_table[index]
             taken.insert(0, seq.block_table[index])
-            self.model.seen["copy-on-write"] += 1
-        elif index < len(before):
-            self.model.reopened(before[index])
+            self.model.copied(seq, start)
+            self.model.seen["copy-on-write" if owners[source] > 1 else "copy of a cached block"] += 1
+        elif source is not None:
+            self.model.reopened(source, offset)
         assert seq.block_table[: len(before)] == before
         assert copies == expected_copies
         self.model.taken(taken, owners)
+        if source is not None and expected_copies and owners[source] == 1:
+            self.model.freed([source], owners)
 
     def _is_planned(self, seq: LiveSequence) -> bool:
         return any(write.seq is seq for write in self.planned_writes)

@@ -3,7 +3,7 @@
 import pytest
 
 from infra_lab.errors import ConfigError, InvariantError
-from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager
+from infra_lab.paged_kv.block_manager import BlockCopy, BlockManager, PrefixIndexName
 from infra_lab.paged_kv.sequence import KVSequence
 
 
@@ -37,8 +37,10 @@ def test_impossible_sizes_are_refused_with_the_number(arguments) -> None:
         (65, 5),
     ],
 )
-def test_a_prompt_takes_as_many_blocks_as_it_needs(num_tokens: int, num_blocks: int) -> None:
-    manager = BlockManager(num_blocks=8, block_size=16)
+def test_a_prompt_takes_as_many_blocks_as_it_needs(
+    num_tokens: int, num_blocks: int, prefix_index: PrefixIndexName
+) -> None:
+    manager = BlockManager(num_blocks=8, block_size=16, prefix_index=prefix_index)
     seq = sequence(num_tokens)
     assert manager.open(seq) == 0
     assert manager.blocks_to_grow(seq, num_tokens, 0) == num_blocks
@@ -49,8 +51,8 @@ def test_a_prompt_takes_as_many_blocks_as_it_needs(num_tokens: int, num_blocks: 
     manager.check_integrity([seq])
 
 
-def test_decoding_asks_for_a_block_only_at_a_border() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_decoding_asks_for_a_block_only_at_a_border(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     seq = sequence(6)
     compute(manager, seq)
     # 6 tokens / 4 = 1 full block + 2; tokens 6 and 7 fit, token 8 does not.
@@ -61,8 +63,8 @@ def test_decoding_asks_for_a_block_only_at_a_border() -> None:
     assert (seq.block_table, seq.capacity) == ([0, 1, 2], 12)
 
 
-def test_chunks_of_a_prompt_grow_one_table() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_chunks_of_a_prompt_grow_one_table(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     seq = sequence(11)
     manager.open(seq)
     for start, stop, table in [(0, 5, [0, 1]), (5, 10, [0, 1, 2]), (10, 11, [0, 1, 2])]:
@@ -72,8 +74,8 @@ def test_chunks_of_a_prompt_grow_one_table() -> None:
     assert seq.num_committed_blocks == 2  # 11 tokens / 4 = 2 full blocks + 3
 
 
-def test_grow_is_all_or_nothing() -> None:
-    manager = BlockManager(num_blocks=4, block_size=4)
+def test_grow_is_all_or_nothing(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=4, block_size=4, prefix_index=prefix_index)
     holder, seq = sequence(8), sequence(12, first=100)
     compute(manager, holder)
     manager.open(seq)
@@ -86,8 +88,8 @@ def test_grow_is_all_or_nothing() -> None:
     manager.check_integrity([holder, seq])
 
 
-def test_free_gives_everything_back_and_may_be_called_again() -> None:
-    manager = BlockManager(num_blocks=4, block_size=4)
+def test_free_gives_everything_back_and_may_be_called_again(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=4, block_size=4, prefix_index=prefix_index)
     seq = sequence(10)
     compute(manager, seq)
     for _ in range(2):
@@ -97,8 +99,8 @@ def test_free_gives_everything_back_and_may_be_called_again() -> None:
         manager.check_integrity([])
 
 
-def test_opening_a_sequence_that_holds_blocks_is_a_mistake() -> None:
-    manager = BlockManager(num_blocks=4, block_size=4)
+def test_opening_a_sequence_that_holds_blocks_is_a_mistake(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=4, block_size=4, prefix_index=prefix_index)
     seq = sequence(10)
     compute(manager, seq)
     with pytest.raises(InvariantError, match="holds 3 blocks"):
@@ -108,8 +110,8 @@ def test_opening_a_sequence_that_holds_blocks_is_a_mistake() -> None:
 # ---- fork and copy-on-write ----
 
 
-def test_the_first_to_write_to_a_shared_block_gets_a_copy() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_the_first_to_write_to_a_shared_block_gets_a_copy(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     parent, child = sequence(9), sequence(9)
     compute(manager, parent)
     manager.fork(parent, child, 9)
@@ -127,8 +129,8 @@ def test_the_first_to_write_to_a_shared_block_gets_a_copy() -> None:
     manager.check_integrity([parent, child])
 
 
-def test_a_fork_at_a_block_border_shares_nothing_that_is_written() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_a_fork_at_a_block_border_shares_nothing_that_is_written(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     parent, child = sequence(8), sequence(8)
     compute(manager, parent)
     manager.fork(parent, child, 8)
@@ -140,8 +142,8 @@ def test_a_fork_at_a_block_border_shares_nothing_that_is_written() -> None:
     assert manager.stats.copies == 0
 
 
-def test_a_fork_one_token_back_from_a_full_block_copies_it() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_a_fork_one_token_back_from_a_full_block_copies_it(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     parent, child = sequence(8), sequence(8)
     compute(manager, parent)
     manager.fork(parent, child, 7)  # the child computes token 7 again, for logits of its own
@@ -167,8 +169,8 @@ def test_a_registered_block_that_is_written_again_cannot_be_found_meanwhile() ->
     manager.check_integrity([child])
 
 
-def test_copy_on_write_without_a_free_block_changes_nothing() -> None:
-    manager = BlockManager(num_blocks=2, block_size=4)
+def test_copy_on_write_without_a_free_block_changes_nothing(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=2, block_size=4, prefix_index=prefix_index)
     parent, child = sequence(6), sequence(6)
     compute(manager, parent)
     manager.fork(parent, child, 6)
@@ -178,8 +180,8 @@ def test_copy_on_write_without_a_free_block_changes_nothing() -> None:
     assert manager.grow(child, 7, 6) == ()
 
 
-def test_forks_that_cannot_be_are_mistakes() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_forks_that_cannot_be_are_mistakes(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     parent = sequence(9)
     compute(manager, parent)
     with pytest.raises(InvariantError, match="13 tokens = 4 blocks of 4; the parent holds 3"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from infra_lab.paged_kv.block_manager import BlockManager
+from infra_lab.paged_kv.block_manager import BlockManager, PrefixIndexName
 from infra_lab.paged_kv.sequence import KVSequence
 
 
@@ -44,8 +44,8 @@ def test_whole_blocks_and_never_the_last_token(num_tokens: int, num_found: int) 
     manager.check_integrity([owner, seq])
 
 
-def test_blocks_are_found_only_after_they_were_computed() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_blocks_are_found_only_after_they_were_computed(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     seq = KVSequence(list(range(12)))
     manager.open(seq)
     manager.grow(seq, 12, 0)
@@ -58,8 +58,8 @@ def test_blocks_are_found_only_after_they_were_computed() -> None:
     assert match(manager, list(range(13))) == 12
 
 
-def test_generated_tokens_are_found_too() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_generated_tokens_are_found_too(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     seq = compute(manager, [1, 2, 3])
     for token in (4, 5):
         seq.token_ids.append(token)
@@ -68,16 +68,16 @@ def test_generated_tokens_are_found_too() -> None:
     assert match(manager, [1, 2, 3, 4, 9]) == 4  # the next turn of a conversation
 
 
-def test_a_hole_ends_the_prefix() -> None:
-    manager = BlockManager(num_blocks=8, block_size=2)
+def test_a_hole_ends_the_prefix(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=2, prefix_index=prefix_index)
     compute(manager, [1, 2, 3, 4, 5, 6])
     assert match(manager, [1, 2, 9, 4, 5, 6, 7]) == 2
     assert match(manager, [9, 2, 3, 4, 5, 6, 7]) == 0
     assert match(manager, [3, 4, 5]) == 0  # the same tokens after another prefix are other contents
 
 
-def test_salts_do_not_see_each_other() -> None:
-    manager = BlockManager(num_blocks=8, block_size=2)
+def test_salts_do_not_see_each_other(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=2, prefix_index=prefix_index)
     compute(manager, [1, 2, 3, 4], salt="a")
     assert match(manager, [1, 2, 3, 4, 5], salt="a") == 4
     assert match(manager, [1, 2, 3, 4, 5], salt="b") == 0
@@ -98,8 +98,8 @@ def test_the_second_to_compute_the_same_keeps_a_private_block() -> None:
     assert manager.snapshot().eviction_order == ()  # the duplicate is worth nothing, and is reused first
 
 
-def test_a_chain_loses_its_tail_first_and_older_chains_go_before_younger_ones() -> None:
-    manager = BlockManager(num_blocks=6, block_size=2)
+def test_a_chain_loses_its_tail_first_and_older_chains_go_before_younger_ones(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=6, block_size=2, prefix_index=prefix_index)
     old, young = [1, 2, 3, 4, 5, 6], [7, 8, 9, 10]
     old_seq, young_seq = compute(manager, old), compute(manager, young)  # 3 + 2 blocks, 1 left empty
     manager.free(old_seq)
@@ -114,8 +114,8 @@ def test_a_chain_loses_its_tail_first_and_older_chains_go_before_younger_ones() 
     assert manager.stats.evictions == 5
 
 
-def test_a_hit_makes_a_chain_young_again() -> None:
-    manager = BlockManager(num_blocks=4, block_size=2)
+def test_a_hit_makes_a_chain_young_again(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=4, block_size=2, prefix_index=prefix_index)
     first, second = compute(manager, [1, 2, 3, 4]), compute(manager, [5, 6, 7, 8])
     manager.free(first)
     manager.free(second)
@@ -125,8 +125,8 @@ def test_a_hit_makes_a_chain_young_again() -> None:
     assert manager.snapshot().eviction_order == (3, 2, 1, 0)
 
 
-def test_a_claimed_prefix_cannot_be_evicted() -> None:
-    manager = BlockManager(num_blocks=3, block_size=2)
+def test_a_claimed_prefix_cannot_be_evicted(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=3, block_size=2, prefix_index=prefix_index)
     manager.free(compute(manager, [1, 2, 3, 4]))
     seq, other = KVSequence([1, 2, 3, 4, 5]), KVSequence([9] * 4)
     assert manager.num_free_blocks == 3
@@ -137,16 +137,16 @@ def test_a_claimed_prefix_cannot_be_evicted() -> None:
     manager.check_integrity([seq, other])
 
 
-def test_preempted_then_found_again() -> None:
-    manager = BlockManager(num_blocks=8, block_size=4)
+def test_preempted_then_found_again(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=4, prefix_index=prefix_index)
     seq = compute(manager, list(range(10)))
     manager.free(seq)
     assert manager.open(seq) == 8  # 10 tokens / 4 = 2 full blocks + 2, of which only 2 tokens must be computed again
     manager.check_integrity([seq])
 
 
-def test_reset_forgets_everything_at_once_and_for_good() -> None:
-    manager = BlockManager(num_blocks=16, block_size=2)
+def test_reset_forgets_everything_at_once_and_for_good(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=16, block_size=2, prefix_index=prefix_index)
     manager.free(compute(manager, [1, 2, 3, 4]))
     running = compute(manager, [5, 6, 7, 8, 9])
     assert manager.reset_prefix_cache() == 4
@@ -168,8 +168,8 @@ def test_reset_forgets_everything_at_once_and_for_good() -> None:
     assert manager.reset_prefix_cache() == 0
 
 
-def test_without_a_prefix_cache_nothing_is_found_or_hashed() -> None:
-    manager = BlockManager(num_blocks=8, block_size=2, enable_prefix_cache=False)
+def test_without_a_prefix_cache_nothing_is_found_or_hashed(prefix_index: PrefixIndexName) -> None:
+    manager = BlockManager(num_blocks=8, block_size=2, enable_prefix_cache=False, prefix_index=prefix_index)
     seq = compute(manager, [1, 2, 3, 4])
     assert match(manager, [1, 2, 3, 4, 5]) == 0
     assert seq.block_hashes == []

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from infra_lab.paged_kv.block_manager import PrefixIndexName
 from tests.paged_kv.kv_world import KVWorld, LiveSequence
 from tests.paged_kv.random_driver import MAX_LIVE, drive
 
@@ -20,9 +21,11 @@ has_live = precondition(lambda self: self.world.live)
 class BlockManagerMachine(RuleBasedStateMachine):
     """What a scheduler may do, in any order: hypothesis looks for an order that breaks it, and shrinks it."""
 
+    prefix_index: PrefixIndexName = "hash"
+
     @initialize(num_blocks=st.integers(2, 12), block_size=st.integers(1, 4))
     def make_world(self, num_blocks: int, block_size: int) -> None:
-        self.world = KVWorld(num_blocks, block_size)
+        self.world = KVWorld(num_blocks, block_size, prefix_index=self.prefix_index)
 
     def pick(self, n: int) -> LiveSequence:
         return self.world.live[n % len(self.world.live)]
@@ -72,6 +75,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.world.finish(self.pick(n))
 
     @rule()
+    def fail(self) -> None:
+        self.world.fail()
+
+    @rule()
     def reset(self) -> None:
         self.world.reset()
 
@@ -84,21 +91,31 @@ class BlockManagerMachine(RuleBasedStateMachine):
             self.world.drain()
 
 
-TestBlockManagerMachine = BlockManagerMachine.TestCase
-TestBlockManagerMachine.settings = settings(
+class RadixMachine(BlockManagerMachine):
+    prefix_index: PrefixIndexName = "radix"
+
+
+TestBlockManagerMachine, TestRadixMachine = BlockManagerMachine.TestCase, RadixMachine.TestCase
+TestBlockManagerMachine.settings = TestRadixMachine.settings = settings(
     max_examples=300, stateful_step_count=80, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
+# The drivers prove something only if they get to the rare paths too.
+EVENTS = [
+    "hit", "miss", "evicted", "no room", "copy-on-write", "reopened", "duplicate",
+    "fork, partial block", "fork, whole blocks", "reset",
+]  # fmt: skip
+RADIX_EVENTS = [
+    "hit within a block", "hit of a whole tail", "copy of a cached block",
+    "tail", "tail grew", "tail replaced", "tail continued in place",
+]  # fmt: skip
+
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_operations(seed: int) -> None:
+def test_random_operations(seed: int, prefix_index: PrefixIndexName) -> None:
     rng = random.Random(seed)
     seen: Counter[str] = Counter()
     for _ in range(100):
-        seen += drive(rng, 200)
-    # The driver proves something only if it gets to the rare paths too.
-    for event in (
-        "hit", "miss", "evicted", "no room", "copy-on-write", "reopened", "duplicate",
-        "fork, partial block", "fork, whole blocks", "reset",
-    ):  # fmt: skip
+        seen += drive(rng, 200, prefix_index=prefix_index)
+    for event in EVENTS + RADIX_EVENTS * (prefix_index == "radix"):
         assert seen[event] >= 10, f"{event!r} happened {seen[event]} times: {seen}"

@@ -75,7 +75,7 @@ def test_integrity_reports_damage(damage: Damage, message: str) -> None:
 def test_integrity_notices_a_block_registered_under_somebody_elses_prefix() -> None:
     manager, running = pool()
     manager._index.remove(2)
-    manager._index.add(2, b"of another prefix")
+    manager._index.register(2, b"of another prefix")
     with pytest.raises(InvariantError, match="block 2 is registered under another prefix"):
         manager.check_integrity([running])
 

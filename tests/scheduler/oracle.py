@@ -11,7 +11,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from infra_lab.paged_kv.block_manager import BlockCopy
-from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
+from infra_lab.scheduler.plan import NO_TOKEN, Speculated, StepPlan, StepResult
 from infra_lab.scheduler.request import Request, Status
 from infra_lab.scheduler.scheduler import Scheduler
 
@@ -68,29 +68,59 @@ class OracleExecutor:
                 block = self._block(request, position)
                 assert owners[block] == 1, f"{_name(request)} writes to block {block}, which has {owners[block]} owners"
                 self.memory[block][position % self.block_size] = self._expected(request, position + 1)[position]
+        proposed = {i: self._propose(*chunks[i], room) for i, room in plan.drafts.items() if i in chunks}
+        for i, tokens in proposed.items():
+            request, start, num_tokens = chunks[i]
+            for place in range(len(tokens)):
+                position = start + num_tokens + place
+                block = self._block(request, position)
+                assert owners[block] == 1, (
+                    f"{_name(request)} drafts into block {block}, which has {owners[block]} owners"
+                )
+                slot = (request.cache_salt, (*request.token_ids, *tokens[: place + 1]))
+                self.memory[block][position % self.block_size] = slot
         for request, start, num_tokens in chunks.values():
             self._check_context(request, start + num_tokens)
-        return self._sample(plan)
+        return self._sample(plan, proposed)
 
     def close(self) -> None:
         self.memory.clear()
 
-    def _sample(self, plan: StepPlan) -> StepResult:
+    def _propose(self, request: Request, start: int, num_tokens: int, room: int) -> list[int]:
+        """Propose as many tokens as there is room for, or one less; most are what the request would sample, some are not."""
+        assert (num_tokens, start + 1) == (1, len(request.token_ids)), f"{_name(request)} drafts, but does not decode"
+        assert len(request.token_ids) + room < request.max_total_tokens, f"{_name(request)}: {room} drafts are too many"
+        tokens: list[int] = []
+        for _ in range(room - crc32(bytes(request.token_ids)) % 2):
+            true = next_token(request.token_ids + tokens, request.seed, request.sample_index)
+            tokens.append((true + (crc32(bytes((7, *request.token_ids, *tokens))) % 4 == 0)) % VOCAB_SIZE)
+        return tokens
+
+    def _sample(self, plan: StepPlan, proposed: dict[int, list[int]]) -> StepResult:
         result = StepResult([NO_TOKEN] * len(plan.chunks))
         for i, (request, start, num_tokens) in enumerate(plan.chunks):
             if request.is_finished or start + num_tokens < len(request.token_ids):
                 continue
             if i in self.fail_positions:
                 result.errors[i] = "logits are not finite"
-            else:
-                result.token_ids[i] = next_token(request.token_ids, request.seed, request.sample_index)
+                continue
+            tokens, drafts = list(request.token_ids), proposed.get(i, [])
+            while (token := next_token(tokens, request.seed, request.sample_index)) in drafts[:1]:
+                tokens.append(token)
+                drafts = drafts[1:]
+            result.token_ids[i] = token
+            if i in proposed:
+                result.speculated[i] = Speculated(proposed[i], len(tokens) - len(request.token_ids))
         self.fail_positions.clear()
         return result
 
     def _check_shape(self, plan: StepPlan) -> None:
         budget = self.scheduler.config.max_batched_tokens
         planned = sum(chunk.num_tokens for chunk in plan.chunks)
-        assert planned <= budget, f"a step of {planned} tokens, over the budget of {budget}"
+        drafted = sum(plan.drafts.values())
+        assert planned + drafted <= budget, (
+            f"a step of {planned} tokens and {drafted} drafts, over the budget of {budget}"
+        )
         assert plan.num_tokens == planned, f"plan.num_tokens is {plan.num_tokens}, its chunks have {planned}"
         times = Counter(chunk.request for chunk in plan.chunks)
         assert not times or max(times.values()) == 1, f"planned twice: {_name(max(times, key=lambda r: times[r]))}"

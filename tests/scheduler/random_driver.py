@@ -61,6 +61,7 @@ def random_settings(
         max_prefill_chunk=rng.randint(1, max_batched_tokens) if is_capped else None,
         policy=policy,
         kv_reservation=kv_reservation,
+        num_speculative_tokens=rng.choice([0, 2, 4]),
         max_waiting=rng.choice([None, None, 1, 3]),
         watermark=rng.choice([0.0, 0.01, 0.1, 0.3]),
     )

@@ -9,7 +9,7 @@ import pytest
 
 from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.paged_kv.sequence import KVSequence
-from infra_lab.scheduler.plan import Chunk, StepPlan, StepResult
+from infra_lab.scheduler.plan import Chunk, Speculated, StepPlan, StepResult
 from infra_lab.scheduler.request import Request, Status
 from infra_lab.scheduler.scheduler import Scheduler
 from infra_lab.scheduler.waiting_queue import WaitingQueue
@@ -92,8 +92,8 @@ class PreemptsTheMostUrgent(Scheduler):
 
 
 class AdmitsBeyondTheBudget(Scheduler):
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
-        super()._admit_waiting(plan, self.config.max_batched_tokens)
+    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
+        return super()._admit_waiting(plan, self.config.max_batched_tokens)
 
 
 class ForksBeyondTheSeats(Scheduler):
@@ -104,8 +104,8 @@ class ForksBeyondTheSeats(Scheduler):
 
 
 class ClosesTheDoorNowAndThen(Scheduler):
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
-        super()._admit_waiting(plan, budget if plan.step % 4 else 0)
+    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
+        return super()._admit_waiting(plan, budget if plan.step % 4 else 0)
 
 
 class IgnoresTheWatermark(Scheduler):
@@ -299,6 +299,44 @@ class ReportsTheAborted(Scheduler):
         return super().update(plan, result) + aborted
 
 
+# ---- drafts ----
+
+
+class DraftsBeyondTheBudget(Scheduler):
+    def _make_room_for_drafts(self, plan: StepPlan, budget: int) -> None:
+        super()._make_room_for_drafts(plan, self.config.max_batched_tokens)
+
+
+class DraftsBeyondTheBlocks(Scheduler):
+    def _make_room_for_drafts(self, plan: StepPlan, budget: int) -> None:
+        for request in self.running:
+            request.capacity += self.config.num_speculative_tokens
+        super()._make_room_for_drafts(plan, budget)
+
+
+class KeepsRejectedDrafts(Scheduler):
+    def _take_accepted(self, plan: StepPlan, result: StepResult) -> dict[Request, str]:
+        result.speculated = {i: Speculated(s.proposed, len(s.proposed)) for i, s in result.speculated.items()}
+        return super()._take_accepted(plan, result)
+
+
+class ForgetsThatDraftsAreComputed(Scheduler):
+    """Goes on after the decode's own token: harmless to the tokens, and it computes the accepted ones twice."""
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[Request]:
+        ended = super().update(plan, result)
+        for position in result.speculated:
+            request, start, _ = plan.chunks[position]
+            request.num_computed = min(request.num_computed, start + 1)
+        return ended
+
+
+class GoesOnPastADraftedStop(Scheduler):
+    def _take_accepted(self, plan: StepPlan, result: StepResult) -> dict[Request, str]:
+        super()._take_accepted(plan, result)
+        return {}
+
+
 class StopsBeforeMinTokens(Scheduler):
     def add(self, request: Request) -> None:
         super().add(request)
@@ -333,10 +371,10 @@ def drive_often(broken: type[Scheduler] | type[BlockManager]) -> None:
         (RegistersWholePromptAfterFirstChunk, r"token \d+: block \d+ holds"),
         (CacheGivesTheLastToken, r"gets 0 tokens|nothing was left to compute"),
         (KeepsNumComputedWhenPreempted, r"waits with \d+ computed tokens"),
-        (GoesOnWhereItWasPreempted, r"token \d+: |has nothing to compute"),
-        (LosesThePreempted, r"1 wait, not 0"),
+        (GoesOnWhereItWasPreempted, r"token \d+: |has nothing to compute|commit\(\) of \d+ tokens"),
+        (LosesThePreempted, r"\d wait, not \d"),
         (PreemptsTheMostUrgent, r"preempted \[.*\], not \["),
-        (AdmitsBeyondTheBudget, r"a step of \d+ tokens, over the budget of \d+"),
+        (AdmitsBeyondTheBudget, r"tokens.*, over the budget of \d+|waits, with \d+ tokens"),
         (ForksBeyondTheSeats, r"\d run at once"),
         (ClosesTheDoorNowAndThen, r"waits, with \d+ tokens and \d+ blocks left"),
         (IgnoresTheWatermark, r"\d blocks free, not \d"),
@@ -360,6 +398,11 @@ def drive_often(broken: type[Scheduler] | type[BlockManager]) -> None:
         (DropsATokenNowAndThen, r"has nothing to compute"),
         (TakesATokenTwiceNowAndThen, r"not Outcome|is not how"),
         (ReportsTheAborted, r"update\(\) names \['.*'\], but it ended"),
+        (DraftsBeyondTheBudget, r"a step of \d+ tokens and \d+ drafts, over the budget of \d+"),
+        (DraftsBeyondTheBlocks, r"capacity is \d+ tokens with \d+ blocks"),
+        (KeepsRejectedDrafts, r"not Outcome|is not how"),
+        (GoesOnPastADraftedStop, r"not Outcome|drafts are computed again"),
+        (ForgetsThatDraftsAreComputed, r"drafts are computed again"),
         (StopsBeforeMinTokens, r"'stop', not Outcome"),
         (GoesOneTokenTooFar, r"not Outcome\(.*'length'"),
         (TakesWhatNeverFits, r"gives None, not .*InvalidRequestError"),

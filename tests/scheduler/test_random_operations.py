@@ -31,6 +31,7 @@ def tight_settings(draw: st.DrawFn) -> Settings:
         max_batched_tokens=max_batched_tokens,
         max_prefill_chunk=draw(st.none() | st.integers(1, max_batched_tokens)) if is_chunked else None,
         policy="chunked-prefill" if is_chunked else "continuous",
+        num_speculative_tokens=draw(st.sampled_from([0, 0, 1, 4])),
         watermark=draw(st.sampled_from([0.0, 0.25])),
     )
     one_request = -(-(max_model_len - 1) // block_size)
@@ -142,7 +143,7 @@ def test_random_operations(seed: int) -> None:
         "chunk short of the end", "prefill and decode mixed", "budget used up", "reset", "executor failed",
         "abort, planned", "abort, parent to be", "abort, unborn fork", "ended: abort", "ended: error", "ended: stop",
         "ended: length", "refused: InvalidRequestError", "refused: QueueFullError",
-        "branch: running", "branch: waiting",
+        "branch: running", "branch: waiting", "all drafts kept", "no draft kept", "stopped by a draft",
     ):  # fmt: skip
         assert seen[event] >= 10, f"{event!r} happened {seen[event]} times: {seen}"
 

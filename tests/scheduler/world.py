@@ -239,7 +239,12 @@ class SchedulerWorld:
         assert self.plan is not None, "update() without a plan"
         assert self.result is not None, "update() without a result"
         running, failed = set(self.running), {self.plan.chunks[i].request for i in self.result.errors}
+        self._count_drafts(self.plan, self.result)
         ended = self.scheduler.update(self.plan, self.result)
+        for position, (_, num_accepted) in self.result.speculated.items():
+            request, start, _ = self.plan.chunks[position]
+            if request.status is Status.RUNNING:
+                assert request.num_computed == start + 1 + num_accepted, "drafts are computed again"
         really = {request for request in running if request.is_finished}
         assert len(ended) == len(set(ended)), "update() names a request twice"
         assert set(ended) == really, f"update() names {_ids(ended)}, but it ended {_ids(really)}"
@@ -247,6 +252,13 @@ class SchedulerWorld:
             assert (request.finish_reason == "error") == (request in failed), f"{request.request_id} ended wrongly"
         self.plan = self.result = None
         return ended
+
+    def _count_drafts(self, plan: StepPlan, result: StepResult) -> None:
+        for position, (proposed, num_accepted) in result.speculated.items():
+            stops = plan.chunks[position].request.stop_token_ids
+            self.seen["all drafts kept"] += bool(proposed) and num_accepted == len(proposed)
+            self.seen["no draft kept"] += bool(proposed) and num_accepted == 0
+            self.seen["stopped by a draft"] += any(token in stops for token in proposed[:num_accepted])
 
     def fail(self) -> None:
         """Let the executor raise: the engine ends the requests of the step, and all others go on."""

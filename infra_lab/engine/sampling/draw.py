@@ -35,6 +35,21 @@ def draw(logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: Seque
     return drawn
 
 
+def distributions(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Return what one request's tokens are drawn from, [R, V] float64, given logits [R, V] of several places in its text.
+
+    It is what `draw` draws from: filtered, at the request's temperature; at temperature 0 all on the most probable token.
+    """
+    if params.is_greedy:
+        probs = torch.zeros_like(logits, dtype=torch.float64)
+        return probs.scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
+    num_candidates = params.top_k if params.top_k < logits.shape[1] else 0
+    weights, candidates = _weights(logits.float(), [params] * len(logits), num_candidates)
+    weights = weights.double()
+    probs = weights / weights.sum(dim=1, keepdim=True)
+    return probs if candidates is None else torch.zeros_like(logits, dtype=torch.float64).scatter_(1, candidates, probs)
+
+
 def bounded_temperature(params: SamplingParams) -> float:
     """Return the temperature of a row that draws, as far as it makes a difference."""
     return min(max(params.temperature, LOWEST_TEMPERATURE), HIGHEST_TEMPERATURE)
@@ -44,6 +59,15 @@ def _draw_group(
     logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: torch.Tensor, num_candidates: int
 ) -> torch.Tensor:
     """Draw for rows that all look at so many candidates, 0 for all tokens."""
+    weights, candidates = _weights(logits, params, num_candidates)
+    drawn = _invert(weights, uniforms)
+    return drawn if candidates is None else candidates.gather(1, drawn.unsqueeze(1)).squeeze(1)
+
+
+def _weights(
+    logits: torch.Tensor, params: Sequence[SamplingParams], num_candidates: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return each row's relative probabilities [R, C] and the tokens that they belong to, [R, C] or, for all, None."""
 
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, device=logits.device, dtype=torch.float32).unsqueeze(1)
@@ -59,8 +83,7 @@ def _draw_group(
         weights.masked_fill_(weights < column([p.min_p for p in params]), 0.0)
     if any(p.top_p < 1.0 for p in params):
         weights = _nucleus(logits, weights, column([p.top_p for p in params]).double())
-    drawn = _invert(weights, uniforms)
-    return drawn if candidates is None else candidates.gather(1, drawn.unsqueeze(1)).squeeze(1)
+    return weights, candidates
 
 
 def _most_probable(logits: torch.Tensor, count: int) -> torch.Tensor:
