@@ -37,6 +37,7 @@ class LiveTuner(Generic[P, R]):
 
     With `slow=True`, `compute(params, progress)` runs on a thread of its own: a newer change or Stop ends it at its next
     call of `progress(fraction, text="")`, and only the newest change is computed. Otherwise every change is computed at once.
+    `slow` may also say so of the params: then those that are not slow are computed at once, and end a slow run.
 
     `.params`, `.result` and `.figure` belong together: they are those of the run that is shown. After an error they stay,
     `.error` holds it, and the panel shows its message. The constructor raises what compute, draw or summarize raise (with
@@ -52,7 +53,7 @@ class LiveTuner(Generic[P, R]):
         summarize: Callable[[R], str] | None = None,
         title: str = "",
         presets: Mapping[str, P] | None = None,
-        slow: bool = False,
+        slow: bool | Callable[[P], bool] = False,
     ) -> None:
         self._compute, self._draw, self._summarize = compute, draw, summarize
         self._knobs = {knob.name: knob for knob in knobs_of(params_type)}
@@ -66,6 +67,8 @@ class LiveTuner(Generic[P, R]):
         self._listeners: list[Callable[[R], object]] = []
         self._rest: asyncio.TimerHandle | None = None
         self._worker: LatestWins[P] | None = LatestWins(self._work, self._on_idle) if slow else None
+        self._is_slow: Callable[[P], bool] = slow if callable(slow) else lambda _: bool(slow)
+        self._is_in_background = False
         self.title = title
         self.params: P = self._base
         self.result: R | None = None
@@ -75,8 +78,7 @@ class LiveTuner(Generic[P, R]):
             control.observe(self._on_control, names="value")
         self._build()
         self._recompute()
-        if not slow:
-            self.wait()
+        self._raise_unless_in_background()
 
     @property
     def figure(self) -> Any:
@@ -98,8 +100,7 @@ class LiveTuner(Generic[P, R]):
                 raise ConfigError(f"there is no knob {name!r}; this panel has {', '.join(self._knobs)}")
         checked = {name: self._knobs[name].check(value) for name, value in changes.items()}
         self._turn(checked)
-        if self._worker is None:
-            self.wait()
+        self._raise_unless_in_background()
 
     def reset(self) -> None:
         """Turn all knobs back to their defaults."""
@@ -142,6 +143,10 @@ class LiveTuner(Generic[P, R]):
         """End a slow computation; the figure stays as it is."""
         if self._worker is not None:
             self._worker.stop()
+
+    def _raise_unless_in_background(self) -> None:
+        if not self._is_in_background and self.error is not None:
+            raise self.error
 
     def _build(self) -> None:
         self._summary, self._pinned_summary = Announcer(), Announcer(tone="pinned")
@@ -208,12 +213,14 @@ class LiveTuner(Generic[P, R]):
         try:
             values = {name: read_control(knob, self.controls[name]) for name, knob in self._knobs.items()}
             params = replace(self._base, **values)  # type: ignore[type-var]
-            if self._worker is None:
+            self._is_in_background = self._is_slow(params)
+            if not self._is_in_background:
+                self.stop()
                 self._evaluate(params, lambda: self._compute(params), tell=tell)
         except Exception as error:  # noqa: BLE001 - whatever the author's code raises is shown, not lost in a log
             self._fail(error)
             return
-        if self._worker is not None:
+        if self._worker is not None and self._is_in_background:
             self._progress.show(0.0, "")
             self._progress.is_visible(True)
             self._worker.submit(params)

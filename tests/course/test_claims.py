@@ -75,6 +75,7 @@ def test_the_ledger_is_sound() -> None:
     assert [row.id for row in claims_of(section("3.4a"))] == [f"3.4-{n:02}" for n in range(1, 11)]
     assert [row.id for row in claims_of(section("3.4b"))] == ["3.4-11"]
     assert [row.id for row in claims_of(section("3.4c"))] == ["3.4-12"]
+    assert [row.id for row in claims_of(section("6.3a"))] == [f"6.3-0{n}" for n in (1, 2, 3, 4, 5, 6, 9)]
 
 
 @pytest.fixture(scope="module")
