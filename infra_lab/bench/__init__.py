@@ -27,8 +27,13 @@ SUITES = {
     "quantization": Suite(
         "infra_lab.bench.quantization", "Fewer bits by every method: perplexity, KL, memory, tokens/s."
     ),
-    "scheduler": Suite("infra_lab.bench.scheduler", "A step of the scheduler, and the prefix cache."),
+    "scheduler": Suite(
+        "infra_lab.bench.scheduler", "A step of the scheduler, the prefix cache, and batching policies side by side."
+    ),
     "server": Suite("infra_lab.bench.server", "The SSE server beside a bare one; streams, leaks, added latency."),
+    "simulator": Suite(
+        "infra_lab.bench.simulator", "The simulator's speed, its two levels, and how close it comes to the engine."
+    ),
     "widgets": Suite("infra_lab.bench.widgets", "From a slider to the repaint, in a real browser."),
 }
 

@@ -16,6 +16,7 @@ from infra_lab.bench.measure import in_fresh_process, medians, time_to_first_out
 from infra_lab.bench.peers import TransformersPeer
 from infra_lab.bench.report import BenchReport, BenchRow, at_least, at_most
 from infra_lab.bench.scheduler import scheduler_rows
+from infra_lab.bench.speculation import speculation_rows
 from infra_lab.engine.llm import LLM
 from infra_lab.hardware.probes import measure_ceilings
 from infra_lab.models.fetch import resolve_model
@@ -48,6 +49,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
     say("shell to first token")
     rows.append(_first_token(1 if quick else 3))
     rows += decode_graph_rows(MODEL, quick=quick, say=say)
+    rows += speculation_rows(MODEL, quick=quick, say=say)
     rows += scheduler_rows(quick=quick, say=say)
     versions = {"torch": torch.__version__, "transformers": _transformers_version()}
     return BenchReport("engine", rows, versions=versions)

@@ -1,12 +1,14 @@
-"""The scheduler and the prefix cache alone: plain Python, no model.
+"""The scheduler and the prefix cache alone, plain Python and no model; then batching policies, on an engine and simulated.
 
 What a step costs here is time in which an accelerator waits, so the limit is absolute: milliseconds a step.
 """
 
 from collections.abc import Callable
 
+from infra_lab.bench.multi_turn import multi_turn_rows
 from infra_lab.bench.prefix_cache import measure_prefix_cache
 from infra_lab.bench.report import BenchReport, BenchRow, at_most
+from infra_lab.bench.scheduler_policies import policy_rows
 from infra_lab.bench.scheduler_step import measure_scheduler_step
 
 ASKED_MS = 0.4
@@ -15,12 +17,12 @@ SIZES = (256, 1024, 4096)
 
 
 def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
-    """Measure the scheduler's step at several sizes, and the prefix cache at several cache sizes."""
-    return BenchReport("scheduler", scheduler_rows(quick=quick, say=say))
+    """Measure the scheduler's step at several sizes, the prefix cache at several cache sizes, and all policies on one trace."""
+    return BenchReport("scheduler", scheduler_rows(quick=quick, say=say) + policy_rows(quick=quick, say=say))
 
 
 def scheduler_rows(*, quick: bool, say: Callable[[str], None]) -> list[BenchRow]:
-    """Rows for the scheduler's step and for the prefix cache."""
+    """Rows for the scheduler's step, for the prefix cache, and for its kinds of index."""
     say("scheduler steps")
     steps = [row for row in measure_scheduler_step(SIZES, num_steps=50 if quick else 300) if row.kind != "turnover"]
     smallest = steps[0]
@@ -50,4 +52,4 @@ def scheduler_rows(*, quick: bool, say: Callable[[str], None]) -> list[BenchRow]
         )
         for row in measured
     ]
-    return rows
+    return rows + multi_turn_rows(quick=quick, say=say)

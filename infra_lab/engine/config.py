@@ -62,7 +62,8 @@ class EngineConfig:
     """Propose tokens and check several in one step: "ngram", "early-exit", or a `Speculation` with settings of its own."""
     max_num_seqs: int = 64
     max_batched_tokens: int | None = None
-    """The token budget of one step; None: 512, or max_model_len if that is more and the policy computes prompts whole."""
+    """The token budget of one step; None: 512, or max_model_len + max_num_seqs if that is more and the policy computes prompts
+    whole."""
     max_prefill_chunk: int | None = None
     max_waiting: int | None = None
     num_threads: int | None = None
@@ -113,7 +114,8 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
     policy = policy_of(config.policy)
     budget = config.max_batched_tokens
     if budget is None:
-        budget = TOKEN_BUDGET if policy.chunks_prompts else max(TOKEN_BUDGET, max_model_len)
+        # A prompt that is computed whole must fit beside a token for everybody who runs, or it waits until they have ended.
+        budget = TOKEN_BUDGET if policy.chunks_prompts else max(TOKEN_BUDGET, max_model_len + config.max_num_seqs)
     speculation = speculation_of(config.speculation)
     scheduler = SchedulerConfig(
         policy=policy,

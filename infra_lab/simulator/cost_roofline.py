@@ -13,22 +13,36 @@ Tensor parallel (Shoeybi 2019): weights, KV and arithmetic are split evenly; two
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from infra_lab.errors import ConfigError
 from infra_lab.models.config import ModelConfig
 from infra_lab.scheduler.plan import StepPlan
+from infra_lab.simulator.cost import StepShape
 from kernels.chips import Chip, Unit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepWork:
+class StepWork(NamedTuple):
     """What a step must do at the least, over all chips."""
 
     flops: int
     num_bytes: int
     activation_bytes: int
     """Of the hidden states of all tokens: what an all-reduce carries."""
+
+
+class _Rates(NamedTuple):
+    """What a model's sizes come to, so that a step is a few multiplications."""
+
+    token_flops: int
+    sampled_flops: int
+    pair_flops: int
+    weight_bytes: int
+    kv_token_bytes: int
+    activation_token_bytes: int
+    flops_per_s: float
+    bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +64,7 @@ class RooflineStepCost:
     """A step's fixed part: launches and the host's own work."""
     compute_efficiency: float = 1.0
     memory_efficiency: float = 1.0
+    _rates: _Rates = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.unit not in self.chip.flops:
@@ -71,38 +86,49 @@ class RooflineStepCost:
                 f"link_bytes_per_s is {self.link_bytes_per_s}; {self.tensor_parallel} chips need the bandwidth between them"
             )
 
+        object.__setattr__(self, "_rates", _rates_of(self))
+
     def work(self, plan: StepPlan) -> StepWork:
         """Count a step's arithmetic and traffic."""
-        num_tokens = num_sampled = context = pairs = 0
-        for request, start, num in plan.chunks:
-            num_tokens += num
-            num_sampled += start + num == len(request.token_ids)
-            context += start + num
-            pairs += num * start + num * (num + 1) // 2
-        return self._work(num_tokens, num_sampled, context, pairs)
+        return self._work(StepShape.of(plan))
 
     def step_s(self, plan: StepPlan) -> float:
         """Return the seconds that the plan takes."""
-        work, chips = self.work(plan), self.tensor_parallel
-        compute_s = work.flops / (chips * self.chip.flops[self.unit] * self.compute_efficiency)
-        memory_s = work.num_bytes / (chips * self.chip.memory_bytes_per_s * self.memory_efficiency)
-        return self.launch_s + self._reduce_s(work) + max(compute_s, memory_s)
+        return self.shape_s(StepShape.of(plan))
 
-    def _work(self, num_tokens: int, num_sampled: int, context: int, pairs: int) -> StepWork:
-        model = self.model
-        head = model.vocab_size * model.hidden_size
-        attention = model.hidden_size * (2 * model.q_size + 2 * model.kv_size)
-        linear = model.num_layers * (attention + 3 * model.hidden_size * model.intermediate_size)
-        read = model.num_parameters - (0 if model.tie_word_embeddings else head)
-        kv = model.kv_bytes_per_token(self.kv_bytes)
+    def shape_s(self, shape: StepShape) -> float:
+        """Return the seconds that a step of this shape takes."""
+        work, rates = self._work(shape), self._rates
+        reduce_s = self._reduce_s(work) if self.tensor_parallel > 1 else 0.0
+        return self.launch_s + reduce_s + max(work.flops / rates.flops_per_s, work.num_bytes / rates.bytes_per_s)
+
+    def _work(self, shape: StepShape) -> StepWork:
+        rates, (_, num_tokens, num_sampled, context, pairs) = self._rates, shape
         return StepWork(
-            flops=2 * linear * num_tokens + 2 * head * num_sampled + 4 * model.q_size * model.num_layers * pairs,
-            num_bytes=int(read * self.weight_bytes) + kv * (context + num_tokens),
-            activation_bytes=2 * num_tokens * model.hidden_size,
+            rates.token_flops * num_tokens + rates.sampled_flops * num_sampled + rates.pair_flops * pairs,
+            rates.weight_bytes + rates.kv_token_bytes * (context + num_tokens),
+            rates.activation_token_bytes * num_tokens,
         )
 
     def _reduce_s(self, work: StepWork) -> float:
-        if self.link_bytes_per_s is None or self.tensor_parallel == 1:
-            return 0.0
+        assert self.link_bytes_per_s is not None
         carried = 2 * (self.tensor_parallel - 1) / self.tensor_parallel * work.activation_bytes
         return 2 * self.model.num_layers * carried / self.link_bytes_per_s
+
+
+def _rates_of(cost: RooflineStepCost) -> _Rates:
+    model, chips = cost.model, cost.tensor_parallel
+    head = model.vocab_size * model.hidden_size
+    attention = model.hidden_size * (2 * model.q_size + 2 * model.kv_size)
+    linear = model.num_layers * (attention + 3 * model.hidden_size * model.intermediate_size)
+    read = model.num_parameters - (0 if model.tie_word_embeddings else head)
+    return _Rates(
+        token_flops=2 * linear,
+        sampled_flops=2 * head,
+        pair_flops=4 * model.q_size * model.num_layers,
+        weight_bytes=int(read * cost.weight_bytes),
+        kv_token_bytes=model.kv_bytes_per_token(cost.kv_bytes),
+        activation_token_bytes=2 * model.hidden_size,
+        flops_per_s=chips * cost.chip.flops[cost.unit] * cost.compute_efficiency,
+        bytes_per_s=chips * cost.chip.memory_bytes_per_s * cost.memory_efficiency,
+    )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from infra_lab.errors import ConfigError
 from infra_lab.scheduler.plan import StepPlan
+from infra_lab.simulator.cost import StepShape
 
 
 class _Place(NamedTuple):
@@ -45,11 +46,11 @@ class TableStepCost:
 
     def step_s(self, plan: StepPlan) -> float:
         """Return the seconds that the plan takes."""
-        num_tokens = context = 0
-        for _, start, num in plan.chunks:
-            num_tokens += num
-            context += start + num
-        return self.seconds_at(num_tokens, context)
+        return self.shape_s(StepShape.of(plan))
+
+    def shape_s(self, shape: StepShape) -> float:
+        """Return the seconds that a step of this shape takes."""
+        return self.seconds_at(shape.num_tokens, shape.context)
 
     def seconds_at(self, num_tokens: float, context: float) -> float:
         """Return the interpolated seconds."""

@@ -3,42 +3,35 @@
     ┌─▶ whoever is due by now is queued ─▶ schedule ─▶ clock += cost of the plan ─▶ tokens ─▶ update ─┐
     └───────────────── whose turn follows a request that has ended is due after its think time ◀──────┘
 
-It is the engine's step loop without what turns tokens into text, so a run costs what the scheduler's arithmetic costs.
+It is the engine's step loop without what turns tokens into text, so a run costs what the scheduler's arithmetic costs; and
+less where steps repeat themselves (`fast_forward`).
 """
 
 import gc
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from time import perf_counter
 from typing import cast
 
-from infra_lab.clock import VirtualClock
 from infra_lab.errors import InvalidRequestError, InvariantError, QueueFullError
 from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
-from infra_lab.scheduler.request import Request
 from infra_lab.scheduler.scheduler import Scheduler
-from infra_lab.simulator.cost import StepCost
+from infra_lab.simulator.cost import ShapeCost, StepCost, StepShape
+from infra_lab.simulator.fast_forward import DecodeRun, decodes_ahead
+from infra_lab.simulator.replayed_request import ReplayedRequest
 from infra_lab.simulator.report import ServedRequest, ServiceLevel, SimulationReport, Usage, summarize
 from infra_lab.simulator.traced_request import VOCAB_SIZE, TracedRequest, check_workload
 
 Progress = Callable[[int, int], None]
 """Told (requests that are done, all requests), now and then."""
 _REPORT_EVERY = 256
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Replayed(Request):
-    index: int
-    answer: Iterator[int]
-    cached_tokens: int = 0
-    token_times_s: list[float] = field(default_factory=list)
 
 
 def simulate(
@@ -77,7 +70,7 @@ class _Replay:
         progress: Progress,
     ) -> None:
         self.requests, self.scheduler, self.cost, self.progress = requests, scheduler, cost, progress
-        self.clock = VirtualClock()
+        self.now_s = 0.0
         self.served: list[ServedRequest] = []
         self.rejected: Counter[str] = Counter()
         self.num_steps = self.request_steps = self.max_used = 0
@@ -92,20 +85,23 @@ class _Replay:
 
     def run(self) -> None:
         """Step until nobody is left."""
-        scheduler, clock, due = self.scheduler, self.clock, self._due
+        scheduler, due = self.scheduler, self._due
+        cost = self.cost if isinstance(self.cost, ShapeCost) else None
         while due or scheduler.has_work:
-            now_s = clock.now()
-            while due and due[0][0] <= now_s:
+            while due and due[0][0] <= self.now_s:
                 self._queue(*heapq.heappop(due))
-            plan = scheduler.schedule(now_s)
+            if cost and (num_steps := decodes_ahead(scheduler)):
+                self._decode(cost, num_steps)
+                continue
+            plan = scheduler.schedule(self.now_s)
             if plan.is_empty:
-                self._wait(now_s)
+                self._wait()
             else:
                 self._step(plan)
 
     def report(self, wall_s: float, slo: ServiceLevel | None) -> SimulationReport:
         """Sum up."""
-        end_s, num_blocks = self.clock.now(), self.scheduler.blocks.num_blocks
+        end_s, num_blocks = self.now_s, self.scheduler.blocks.num_blocks
         usage = Usage(
             num_steps=self.num_steps,
             request_steps=self.request_steps,
@@ -119,7 +115,7 @@ class _Replay:
 
     def _queue(self, arrival_s: float, index: int) -> None:
         traced = self.requests[index]
-        request = _Replayed(
+        request = ReplayedRequest(
             token_ids=traced.prompt_token_ids(self._vocab_size),
             request_id=str(index),
             params=_params(traced.output_tokens),
@@ -133,29 +129,45 @@ class _Replay:
         except (InvalidRequestError, QueueFullError) as error:
             self.rejected["queue full" if isinstance(error, QueueFullError) else "does not fit"] += 1
 
-    def _wait(self, now_s: float) -> None:
+    def _wait(self) -> None:
         """Go on to the next arrival, or to the end of the wait of a batch that is not full."""
         held_s = self.scheduler.held_until_s
         times = [*([self._due[0][0]] if self._due else []), *([] if held_s is None else [held_s])]
-        if not times:
-            if self.scheduler.has_work:
-                raise InvariantError(
-                    f"{len(self.scheduler.waiting)} requests wait, {len(self.scheduler.running)} run, and the plan is empty"
-                )
-            return  # the last to come was refused
-        self.clock.sleep(min(times) - now_s)
+        if times:
+            self.now_s = max(self.now_s, min(times))
+        elif self.scheduler.has_work:
+            raise InvariantError(
+                f"{len(self.scheduler.waiting)} requests wait, {len(self.scheduler.running)} run, and the plan is empty"
+            )  # else the last to come was refused
+
+    def _decode(self, cost: ShapeCost, num_steps: int) -> None:
+        """So many steps in which everybody decodes, or fewer: an arrival is queued before the first step after it."""
+        run = DecodeRun(self.scheduler)
+        shape_s, shape_of, num_requests = cost.shape_s, StepShape.of_decodes, run.num_requests
+        due_s = self._due[0][0] if self._due else math.inf
+        times_s: list[float] = []
+        while run.num_steps < num_steps and self.now_s < due_s:
+            stretch = run.begin_stretch(num_steps - run.num_steps)
+            used, context, before = self._used_blocks(), run.context, len(times_s)
+            for _ in range(stretch):
+                self._spend(shape_s(shape_of(num_requests, context)), used)
+                times_s.append(self.now_s)
+                if self.now_s >= due_s:
+                    break
+                context += num_requests
+            run.end_stretch(len(times_s) - before)
+        self.num_steps += run.num_steps
+        self.request_steps += run.num_steps * num_requests
+        run.close(times_s)
 
     def _step(self, plan: StepPlan) -> None:
-        blocks = self.scheduler.blocks
-        used = blocks.num_blocks - blocks.num_free_blocks
-        seconds = self.cost.step_s(plan)
-        self.clock.sleep(seconds)
-        end_s = self.clock.now()
-        for request in cast("list[_Replayed]", plan.admitted):
+        self._spend(self.cost.step_s(plan), self._used_blocks())
+        end_s = self.now_s
+        for request in cast("list[ReplayedRequest]", plan.admitted):
             if not request.token_times_s:
                 request.cached_tokens = request.num_cached
         token_ids: list[int] = []
-        for request, start, num_tokens in cast("list[tuple[_Replayed, int, int]]", plan.chunks):
+        for request, start, num_tokens in cast("list[tuple[ReplayedRequest, int, int]]", plan.chunks):
             if start + num_tokens == len(request.token_ids):
                 token_ids.append(next(request.answer))
                 request.token_times_s.append(end_s)
@@ -164,13 +176,21 @@ class _Replay:
         finished = self.scheduler.update(plan, StepResult(token_ids))
         self.num_steps += 1
         self.request_steps += len(token_ids)
-        self.busy_s += seconds
-        self.used_block_s += used * seconds
-        self.max_used = max(self.max_used, used)
-        for request in cast("list[_Replayed]", finished):
+        for request in cast("list[ReplayedRequest]", finished):
             self._serve(request, end_s)
 
-    def _serve(self, request: _Replayed, end_s: float) -> None:
+    def _used_blocks(self) -> int:
+        used = self.scheduler.blocks.num_blocks - self.scheduler.blocks.num_free_blocks
+        self.max_used = max(self.max_used, used)
+        return used
+
+    def _spend(self, seconds: float, used_blocks: int) -> None:
+        """Let a step's time go by."""
+        self.now_s += seconds
+        self.busy_s += seconds
+        self.used_block_s += used_blocks * seconds
+
+    def _serve(self, request: ReplayedRequest, end_s: float) -> None:
         self.served.append(
             ServedRequest(
                 index=request.index,

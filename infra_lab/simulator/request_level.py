@@ -3,8 +3,9 @@
 While a replica only decodes, nothing happens for many steps but that contexts grow by one token a step. With a linear cost
 the time of k such steps is a formula, so they are one event:
 
-    seconds(k) = k · (fixed + per_token · D + per_context_token · C) + per_context_token · D · k(k - 1)/2
+    seconds(k) = k · (fixed + d · D + c · C) + c · D · k(k - 1)/2
                  D requests decode, and read C keys in the first of the steps
+                 d = per_request + per_token,  c = per_context_token + per_pair
 
        prompts    prompts                                          prompts
     ──┤  step  ├─┤ step  ├─┤ jump: 37 decodes ├─┤ jump: 12 ├─ ─ ─ ┤ step  ├──▶  an arrival ends a jump at its next step
@@ -26,7 +27,7 @@ from typing import Literal, NamedTuple, get_args
 from infra_lab.errors import ConfigError
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.policies import policy_of
-from infra_lab.simulator.cost import LinearStepCost
+from infra_lab.simulator.cost import LinearStepCost, StepShape
 from infra_lab.simulator.replay import Progress, without_garbage_collection
 from infra_lab.simulator.report import ServedRequest, ServiceLevel, SimulationReport, Usage, summarize
 from infra_lab.simulator.workload import RequestShape
@@ -41,6 +42,17 @@ class _Job(NamedTuple):
     number: int
     prompt: int
     output: int
+
+
+class _Chunks(NamedTuple):
+    """Sums over the prompts' chunks of a step."""
+
+    tokens: int
+    context: int
+    pairs: int
+
+
+_NO_CHUNKS = _Chunks(0, 0, 0)
 
 
 class _Prefill:
@@ -119,24 +131,26 @@ class _Replica:
     def start(self, now_s: float) -> float | None:
         """Begin the next step or jump; return when it ends, None if there is nothing to do."""
         self.start_s = now_s
-        tokens, context = self._plan_prompts()
+        tokens, context, pairs = self._plan_prompts()
         self.is_idle = not tokens and not self.D
         if self.is_idle:
             return None
         if tokens:
             self.jump = 0
-            seconds = self.limits.step_s(tokens + self.D, context + self.C)
+            requests = len(self.prefills) + self.D
+            shape = StepShape(requests, tokens + self.D, requests, context + self.C, pairs + self.C)
+            seconds = self.limits.cost.shape_s(shape)
             self.request_steps += len(self.prefills) + self.D
         else:
             self.jump = self.ends[0][0] - self.V
             seconds = self.jump_s(self.jump)
         return now_s + seconds
 
-    def _plan_prompts(self) -> tuple[int, int]:
-        """Give prompts their chunks; return (tokens, keys read) of them."""
-        limits, tokens, context = self.limits, 0, 0
+    def _plan_prompts(self) -> "_Chunks":
+        """Give prompts their chunks."""
+        limits, tokens, context, pairs = self.limits, 0, 0, 0
         if not self.prefills and not self.waiting:
-            return 0, 0
+            return _NO_CHUNKS
         budget = limits.budget - self.D - len(self.prefills)
         for prefill in self.prefills:
             take = min(prefill.job.prompt - prefill.done, limits.chunk, 1 + budget)
@@ -144,6 +158,7 @@ class _Replica:
             prefill.done += take
             tokens += take
             context += prefill.done
+            pairs += take * (prefill.done - take) + take * (take + 1) // 2
         while self.waiting and budget > 0 and self.has_room(self.waiting[0]):
             job = self.waiting.popleft()
             prefill = _Prefill(job)
@@ -153,7 +168,8 @@ class _Replica:
             budget -= take
             tokens += take
             context += take
-        return tokens, context
+            pairs += take * (take + 1) // 2
+        return _Chunks(tokens, context, pairs)
 
     def has_room(self, job: _Job) -> bool:
         """Whether there is a seat and memory."""
@@ -161,14 +177,14 @@ class _Replica:
 
     def jump_s(self, steps: int) -> float:
         """Seconds of so many decode steps."""
-        growth = self.limits.per_context_token_s * self.D * steps * (steps - 1) / 2
-        return steps * self.limits.step_s(self.D, self.C) + growth
+        growth = self.limits.key_s * self.D * steps * (steps - 1) / 2
+        return steps * self.limits.decodes_s(self.D, self.C) + growth
 
     def shorten(self, now_s: float) -> float:
         """Somebody has come in a jump: let it end at the step that runs now; return when that is."""
         elapsed = now_s - self.start_s
-        a = self.limits.per_context_token_s * self.D / 2
-        b = self.limits.step_s(self.D, self.C) - a
+        a = self.limits.key_s * self.D / 2
+        b = self.limits.decodes_s(self.D, self.C) - a
         root = (math.sqrt(b * b + 4 * a * elapsed) - b) / (2 * a) if a > 0 else elapsed / b if b > 0 else 0.0
         steps = max(1, math.floor(root))
         while steps < self.jump and self.jump_s(steps) < elapsed:
@@ -218,12 +234,14 @@ class _Limits(NamedTuple):
     seats: int
     budget: int
     chunk: int
+    cost: LinearStepCost
     fixed_s: float
-    per_token_s: float
-    per_context_token_s: float
+    request_s: float
+    """Of one that decodes, its keys apart."""
+    key_s: float
 
-    def step_s(self, tokens: int, context: int) -> float:
-        return self.fixed_s + self.per_token_s * tokens + self.per_context_token_s * context
+    def decodes_s(self, requests: int, context: int) -> float:
+        return self.fixed_s + self.request_s * requests + self.key_s * context
 
 
 class _Cluster:
@@ -241,14 +259,14 @@ class _Cluster:
     ) -> None:
         self.times_s, self.shapes, self.progress = times_s, shapes, progress
         self.max_len, self.kv = config.max_model_len, math.inf if kv_tokens is None else kv_tokens
-        chunk = config.max_prefill_chunk or config.max_batched_tokens
         limits = _Limits(
             config.max_num_seqs,
             config.max_batched_tokens,
-            chunk,
+            config.max_prefill_chunk or config.max_batched_tokens,
+            cost,
             cost.fixed_s,
-            cost.per_token_s,
-            cost.per_context_token_s,
+            cost.per_request_s + cost.per_token_s,
+            cost.per_context_token_s + cost.per_pair_s,
         )
         self.replicas = [_Replica(limits, self.kv) for _ in range(num_replicas)]
         self.first_s, self.last_s = [0.0] * len(shapes), [0.0] * len(shapes)

@@ -31,12 +31,19 @@ class Span(NamedTuple):
 
 def stream_tokens(span: Span, vocab_size: int = VOCAB_SIZE) -> list[int]:
     """Return the tokens of a span, from 0 to `vocab_size` - 1; a longer span of the same stream goes on where it ends."""
-    seed = (span.stream * _GOLDEN) % (1 << 64)
-    with np.errstate(over="ignore"):
-        x = np.uint64(seed) ^ (np.arange(1, span.num_tokens + 1, dtype=np.uint64) * np.uint64(_MIX_1))
-        for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        x ^= x >> np.uint64(31)
+    return _tokens((span,), vocab_size)
+
+
+def _tokens(spans: Sequence[Span], vocab_size: int) -> list[int]:
+    """Return the tokens of one span after the other, all in one go."""
+    x = np.concatenate([np.arange(1, span.num_tokens + 1, dtype=np.uint64) for span in spans])
+    seeds = np.array([(span.stream * _GOLDEN) % (1 << 64) for span in spans], dtype=np.uint64)
+    x *= np.uint64(_MIX_1)  # arrays wrap around in silence
+    x ^= np.repeat(seeds, [span.num_tokens for span in spans])
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    x ^= x >> np.uint64(31)
     tokens: list[int] = (x % np.uint64(vocab_size)).tolist()
     return tokens
 
@@ -72,7 +79,7 @@ class TracedRequest:
 
     def prompt_token_ids(self, vocab_size: int = VOCAB_SIZE) -> list[int]:
         """Return the prompt as tokens."""
-        return [token for span in self.spans for token in stream_tokens(span, vocab_size)]
+        return _tokens(self.spans, vocab_size)
 
     def answer_token_ids(self, vocab_size: int = VOCAB_SIZE) -> list[int]:
         """Return the answer as tokens; all 1 where it does not matter."""

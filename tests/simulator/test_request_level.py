@@ -32,15 +32,25 @@ def times_of(report: SimulationReport) -> list[tuple[float, float]]:
     spare=st.integers(0, 60),
     chunk=st.none() | st.integers(1, 9),
     per_context=st.sampled_from([0.0, 0.0001, 0.01]),
+    per_pair=st.sampled_from([0.0, 0.0003]),
 )
 def test_with_enough_memory_both_give_the_same_times(
-    number: int, rate: float, seed: int, max_num_seqs: int, spare: int, chunk: int | None, per_context: float
+    number: int,
+    rate: float,
+    seed: int,
+    max_num_seqs: int,
+    spare: int,
+    chunk: int | None,
+    per_context: float,
+    per_pair: float,
 ) -> None:
     config = SchedulerConfig(
         max_model_len=256, max_num_seqs=max_num_seqs, max_batched_tokens=max_num_seqs + spare,
         max_prefill_chunk=chunk and min(chunk, max_num_seqs + spare),
     )  # fmt: skip
-    cost = LinearStepCost(fixed_s=0.01, per_token_s=0.001, per_context_token_s=per_context)
+    cost = LinearStepCost(
+        fixed_s=0.01, per_token_s=0.001, per_context_token_s=per_context, per_request_s=0.002, per_pair_s=per_pair
+    )
     times = GammaArrivals(rate_per_s=rate).times_s(num_requests=number, seed=seed)
     shapes = lognormal_shapes(number, median_prompt=30, median_output=12, max_total=256, seed=seed)
     steps = simulate(independent_requests(times, shapes), config, cost, num_kv_blocks=1000, enable_prefix_cache=False)
