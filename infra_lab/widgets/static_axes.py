@@ -55,7 +55,7 @@ def _dress(axes: Any, axis: Any, ref: str, wanted: dict[str, Any], pair: tuple[s
         axis.set_label_position("right")
     ticks = wanted.get("tickvals")
     if ticks is not None:
-        labels = wanted.get("ticktext")
+        labels = wanted.get("ticktext") or ([f"{tick:g}" for tick in ticks] if is_log else None)
         axis.set_ticks(list(ticks), [style.plain(text) for text in labels] if labels is not None else None)
         axis.set_ticks([], minor=True)
     elif wanted.get("nticks") and not is_log:
