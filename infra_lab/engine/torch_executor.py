@@ -67,8 +67,8 @@ class TorchExecutor:
         computed_at = perf_counter()
         result = StepResult([NO_TOKEN] * len(plan.chunks))
         for i, proposal in proposals.items():
-            rows = [row for row, position in enumerate(positions) if position == i]
-            checked = check(logits[rows[0] : rows[-1] + 1], plan.chunks[i].request, proposal)
+            row = positions.index(i)
+            checked = check(logits[row : row + 1 + len(proposal.token_ids)], plan.chunks[i].request, proposal)
             if checked is None:
                 result.errors[i] = "a logit is not finite: the model cannot say what follows"
             else:

@@ -48,6 +48,16 @@ class ServiceLevel:
             if limit is not None and not 0 < limit < math.inf:
                 raise ConfigError(f"{name} is {limit}; it must be a positive number, or None for no limit")
 
+    def is_kept(
+        self, ttft_s: _Values | float, tpot_s: _Values | float, e2e_s: _Values | float
+    ) -> npt.NDArray[np.bool_]:
+        """Return for each request whether it keeps all limits, in the shape of its latencies; `tpot_s` of one token is 0."""
+        kept = np.ones(np.shape(ttft_s), dtype=bool)
+        for limit, values in ((self.ttft_s, ttft_s), (self.tpot_s, tpot_s), (self.e2e_s, e2e_s)):
+            if limit is not None:
+                kept = kept & (values <= limit)
+        return kept
+
 
 @dataclass(slots=True)
 class ServedRequest:
@@ -153,15 +163,8 @@ def summarize(
     gaps = [np.diff(request.token_times_s) for request in served if len(request.token_times_s) > 1]
     duration_s = float(last.max()) if served else 0.0
     per_s = 1 / duration_s if duration_s > 0 else 0.0
-    is_good = np.ones(len(served), dtype=bool)
-    for limit, values in (
-        (slo and slo.ttft_s, first - arrival),
-        (slo and slo.tpot_s, np.where(tokens > 1, tpot, 0.0)),
-        (slo and slo.e2e_s, last - arrival),
-    ):
-        if limit is not None:
-            is_good &= values <= limit
-    num_good = int(is_good.sum())
+    level = slo or ServiceLevel()
+    num_good = int(level.is_kept(first - arrival, np.where(tokens > 1, tpot, 0.0), last - arrival).sum())
     return SimulationReport(
         num_requests=num_requests,
         num_served=len(served),

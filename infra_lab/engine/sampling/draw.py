@@ -116,3 +116,8 @@ def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     # Rounding may lift the product to the total, beyond which there is no index.
     target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
+
+
+def draw_from(weights: torch.Tensor, number: float) -> int:
+    """Draw one token from weights [V], which need not sum to one, by a uniform number in [0, 1)."""
+    return int(_invert(weights.unsqueeze(0), torch.tensor([number], dtype=torch.float64, device=weights.device)))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from infra_lab.engine.sampling.draw import distributions
+from infra_lab.engine.sampling.draw import distributions, draw_from
 from infra_lab.engine.sampling.uniform import uniform
 from infra_lab.engine.speculation.proposal import Proposal
 from infra_lab.scheduler.plan import Speculated
@@ -78,11 +78,3 @@ def _residual(p: torch.Tensor, q: torch.Tensor | None, token_id: int) -> torch.T
         return rest
     rest = (p - q).clamp_(min=0.0)
     return rest if rest.any() else p  # equal but for rounding
-
-
-def draw_from(weights: torch.Tensor, number: float) -> int:
-    """Draw a token from weights [V], which need not sum to one: the first whose cumulative weight exceeds number · total."""
-    cumulative = weights.double().cumsum(0)
-    total = cumulative[-1]
-    target = torch.minimum(number * total, torch.nextafter(total, torch.zeros_like(total)))
-    return int(torch.searchsorted(cumulative, target, right=True))

@@ -19,8 +19,8 @@ import math
 
 import torch
 
-from infra_lab.engine.sampling.draw import distributions
-from infra_lab.engine.speculation.accept import DRAFT, draw_from, stream
+from infra_lab.engine.sampling.draw import distributions, draw_from
+from infra_lab.engine.speculation.accept import DRAFT, stream
 from infra_lab.engine.speculation.proposal import Proposal
 from infra_lab.engine.step_input import prepare_step
 from infra_lab.models.transformer import CausalLM

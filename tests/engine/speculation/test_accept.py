@@ -8,8 +8,9 @@ from itertools import product
 import pytest
 import torch
 
+from infra_lab.engine.sampling.draw import draw_from
 from infra_lab.engine.sampling.uniform import uniform
-from infra_lab.engine.speculation.accept import ACCEPT, DRAFT, RESIDUAL, accept, accept_greedy, draw_from
+from infra_lab.engine.speculation.accept import ACCEPT, DRAFT, RESIDUAL, accept, accept_greedy
 from infra_lab.engine.speculation.proposal import Proposal
 from infra_lab.scheduler.plan import Speculated
 
