@@ -95,7 +95,10 @@ def beam_search(
     Raises InvalidRequestError for a prompt or parameters that cannot be served, with nothing changed, and InfraLabError if
     the model's logits are not finite. Whatever it raises, no block is kept.
     """
-    with _Search(llm, prompt, beam_width, max_tokens, length_penalty, early_stopping) as search:
+    with (
+        llm.core.without_overlap(),  # what runs next is chosen by what the latest step has brought
+        _Search(llm, prompt, beam_width, max_tokens, length_penalty, early_stopping) as search,
+    ):
         while not search.hypotheses.is_done:
             llm.core.step()
             if llm.core.last_step is not None:

@@ -111,6 +111,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
         tokenizer,
         vocab_size=checkpoint.config.vocab_size,
         clock=clock,
+        overlap=config.overlap_scheduling,
     )
     return Engine(core, model, kv_memory, resolved)
 

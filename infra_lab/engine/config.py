@@ -68,6 +68,9 @@ class EngineConfig:
     max_waiting: int | None = None
     num_threads: int | None = None
     """CPU threads that a step computes with; None: one for a model too small to be shared, else as many as torch uses."""
+    overlap_scheduling: bool = False
+    """Plan a step, and hand out the tokens of the one before, while the device computes; what it costs is in `engine.core`. Not
+    with speculation: how many tokens a step brings is not known before it ends."""
     cuda_graphs: bool = True
     """On a GPU, capture decode steps at the start and replay them: what is changed in the model's code or layers later is not
     seen by them. Ignored where the kernels do not run."""
@@ -117,6 +120,11 @@ def resolve_config(config: EngineConfig, model: ModelConfig) -> ResolvedConfig:
         # A prompt that is computed whole must fit beside a token for everybody who runs, or it waits until they have ended.
         budget = TOKEN_BUDGET if policy.chunks_prompts else max(TOKEN_BUDGET, max_model_len + config.max_num_seqs)
     speculation = speculation_of(config.speculation)
+    if speculation is not None and config.overlap_scheduling:
+        raise ConfigError(
+            "overlap_scheduling plans a step before it is known how many tokens the one before brings, which speculation "
+            "changes; leave one of the two off"
+        )
     scheduler = SchedulerConfig(
         policy=policy,
         kv_reservation=config.kv_reservation,

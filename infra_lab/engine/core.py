@@ -1,27 +1,63 @@
-"""The step loop: schedule, execute, update, hand out. One thread at a time; `LLM` and `AsyncEngine` drive it."""
+"""The step loop: schedule, execute, update, hand out. One thread at a time; `LLM` and `AsyncEngine` drive it.
+
+With overlap, a call of `step` plans the next step while one is computed, and leaves that running while the caller works:
+
+    executor   │ compute 1 ──────────▶│          │ compute 2 ──────────────────────────▶│
+    core       │ schedule 2 ▸ wait    │ update 1,│ hand out 1 │ the caller │ schedule 3 │ update 2, …
+               │                      │ launch 2 │            │            │ ▸ wait     │
+    step()     ├───────────────────────────────────────────────┤            ├──────────────────────
+
+What a GPU waits for then is `update` and the launch alone. The price: who arrives while a step is computed joins the one after
+the next; and a stop string, which shows in the text only, costs a token that is thrown away. (SGLang's overlap scheduler, 2024,
+and vLLM's async scheduling, 2025, also leave the sampled tokens on the GPU for the next step, which then waits for nothing; but
+not where a penalty or a grammar needs to know them.)
+"""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
+from typing import NamedTuple, Never
 
 from infra_lab.clock import Clock
 from infra_lab.engine.output_stream import OutputStream
 from infra_lab.engine.outputs import OutputDelta
 from infra_lab.engine.recorder import FlightRecorder
 from infra_lab.engine.sampling import GrammarCompiler, validate
-from infra_lab.errors import InvalidRequestError
+from infra_lab.errors import ConfigError, InvalidRequestError
 from infra_lab.models.tokenizer import Tokenizer
 from infra_lab.sampling_params import SamplingParams
-from infra_lab.scheduler.plan import NO_TOKEN, Executor, StepPlan, StepResult
+from infra_lab.scheduler.plan import NO_TOKEN, Executor, OverlappingExecutor, StepPlan, StepResult
 from infra_lab.scheduler.request import Request
 from infra_lab.scheduler.scheduler import Scheduler
 
 
+class _Step(NamedTuple):
+    """A step on its way."""
+
+    plan: StepPlan
+    scheduled_s: float
+    """When its planning began."""
+    result: Callable[[], StepResult]
+    """Computes it, or waits until it is computed."""
+
+
 class EngineCore:
-    """A scheduler, an executor and the streams of the requests between them."""
+    """A scheduler, an executor and the streams of the requests between them.
+
+    overlap: plan a step while the one before is computed. Raises ConfigError unless the executor is an `OverlappingExecutor`.
+    """
 
     def __init__(
-        self, scheduler: Scheduler, executor: Executor, tokenizer: Tokenizer, *, vocab_size: int, clock: Clock
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        clock: Clock,
+        overlap: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
@@ -34,11 +70,18 @@ class EngineCore:
         self._vocab_size = vocab_size
         self._streams: dict[str, OutputStream] = {}
         self._ids = count()
+        self._overlap: OverlappingExecutor | None = None
+        """What launches steps, where they overlap."""
+        self._launched: _Step | None = None
+        if overlap:
+            if not isinstance(executor, OverlappingExecutor):
+                raise ConfigError(f"{type(executor).__name__} has no launch(), which overlap needs; leave it off")
+            self._overlap = executor
 
     @property
     def has_work(self) -> bool:
-        """Whether a request runs or waits."""
-        return self.scheduler.has_work
+        """Whether a request runs or waits, or a step is computed."""
+        return self.scheduler.has_work or self._launched is not None
 
     def is_open(self, request_id: str) -> bool:
         """Whether any sample of the request has not ended yet."""
@@ -116,34 +159,76 @@ class EngineCore:
         """
         start_s = self.clock.now()
         self.last_step = None
-        plan = self.scheduler.schedule(start_s)
-        scheduled_s = self.clock.now()
-        if plan.is_empty:
+        step, self._launched = self._launched or self._launch(start_s, self.scheduler.schedule(start_s)), None
+        if step is None:
             return []
+        planned_s = self.clock.now()
+        ahead = self.scheduler.schedule(planned_s) if self._overlap else StepPlan(step=0)
+        scheduled_s = self.clock.now()
+        plan = step.plan
         try:
-            result = self.executor.execute(plan)
+            result = step.result()
         except BaseException:
             # The plan's copies may be undone and its blocks half-written: none of its requests can go on.
             for chunk in plan.chunks:
                 if not chunk.request.is_finished:
                     self.scheduler.finish(chunk.request, "error")
+            self._launched = self._launch(planned_s, ahead.without_finished())
             raise
         self.last_step = (plan, result)
         executed_s = self.clock.now()
         finished = self.scheduler.update(plan, result)
         updated_s = self.clock.now()
-        deltas = self._emit(plan, result, finished, start_s, updated_s)
+        if self._overlap:
+            self._launched = self._launch(planned_s, ahead.without_finished())
+        launched_s = self.clock.now()
+        deltas = self._emit(plan, result, finished, step.scheduled_s, updated_s)
         end_s = self.clock.now()
         timings_s = {
             "schedule": scheduled_s - start_s,
             **result.timings_s,
             "update": updated_s - executed_s,
-            "output": end_s - updated_s,
+            "output": end_s - launched_s,
         }
+        if self._overlap:
+            timings_s["prepare"] = launched_s - updated_s
         self.recorder.record(
             plan, result, finished, self.scheduler, start_s=start_s, duration_s=end_s - start_s, timings_s=timings_s
         )
         return deltas
+
+    def _launch(self, scheduled_s: float, plan: StepPlan) -> _Step | None:
+        """Make a step of a plan that is not empty, and start it where steps overlap. What goes wrong is told by its result."""
+        if plan.is_empty:
+            return None
+        if self._overlap is None:
+            return _Step(plan, scheduled_s, partial(self.executor.execute, plan))
+        try:
+            result = self._overlap.launch(plan)
+        except Exception as error:  # noqa: BLE001 - it belongs to this step, and the one before has yet to be handed out
+            result = partial(_raise, error)
+        return _Step(plan, scheduled_s, result)
+
+    @contextmanager
+    def without_overlap(self) -> Iterator[None]:
+        """Run steps one after the other for a while: for who changes what runs by what the latest step has computed.
+
+        A step that was under way is finished first; what it brings to requests that are open is not handed out.
+        """
+        overlap, self._overlap = self._overlap, None
+        try:
+            self.settle()
+            yield
+        finally:
+            self._overlap = overlap
+
+    def settle(self) -> list[OutputDelta]:
+        """Finish the step that is computed, if one is, and plan no other; return what it added."""
+        overlap, self._overlap = self._overlap, None
+        try:
+            return [] if self._launched is None else self.step()
+        finally:
+            self._overlap = overlap
 
     @property
     def held_s(self) -> float:
@@ -151,9 +236,13 @@ class EngineCore:
         held_until_s = self.scheduler.held_until_s
         return 0.0 if held_until_s is None else max(0.0, held_until_s - self.clock.now())
 
-    def failed(self, message: str) -> list[OutputDelta]:
-        """The last deltas of requests that ended without a word of their own: after `step` raised, for one."""
-        members = [key for key, stream in self._streams.items() if stream.request.is_finished]
+    def failed(self, message: str, request_id: str | None = None) -> list[OutputDelta]:
+        """The last deltas of samples that ended with an error, of one request or (after `step` raised) of all."""
+        members = [
+            key
+            for key, stream in self._streams.items()
+            if stream.request.finish_reason == "error" and request_id in (None, stream.public_id)
+        ]
         return [self._streams.pop(key).end(message) for key in members]
 
     def _emit(
@@ -168,7 +257,7 @@ class EngineCore:
             if stream.metrics.first_scheduled_s is None:
                 stream.metrics.first_scheduled_s = start_s
             if position in result.errors:
-                deltas += self.failed(result.errors[position])
+                deltas += self.failed(result.errors[position], stream.public_id)
             if token_id == NO_TOKEN:
                 continue
             is_complete = request.params.grammar is not None and token_id in self.tokenizer.eos_token_ids
@@ -182,3 +271,7 @@ class EngineCore:
                     finished.append(request)
                 del self._streams[request.request_id]
         return deltas
+
+
+def _raise(error: Exception) -> Never:
+    raise error

@@ -64,7 +64,8 @@ class StepRecord:
     drafts: tuple[DraftRecord, ...] = ()
     """Speculative decoding: the decodes that something was proposed to. Their chunks count one token."""
     timings_s: dict[str, float] = field(default_factory=dict)
-    """Parts of the duration: schedule, propose, prepare, forward, sample, update, output."""
+    """Parts of the duration: schedule, propose, prepare, forward, sample, update, output. Where steps overlap, schedule and
+    prepare are the next step's, and forward is how long this one was still waited for."""
     kv_map: KVMap | None = None
     """Every block at the end of the step, where the recorder was told to keep that."""
 

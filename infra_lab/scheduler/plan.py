@@ -1,7 +1,8 @@
 """What the scheduler hands to an executor, and what comes back: the seam between policy and computation."""
 
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from infra_lab.paged_kv.block_manager import BlockCopy
 from infra_lab.scheduler.request import Request
@@ -39,6 +40,10 @@ class StepPlan:
     def is_empty(self) -> bool:
         """Whether there is nothing to compute."""
         return not self.chunks
+
+    def without_finished(self) -> "StepPlan":
+        """The plan less the chunks of requests that have ended since it was made; only where it has no `drafts`."""
+        return replace(self, chunks=[chunk for chunk in self.chunks if not chunk.request.is_finished])
 
 
 class Speculated(NamedTuple):
@@ -92,4 +97,17 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back what it holds; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class OverlappingExecutor(Executor, Protocol):
+    """One that computes while its caller goes on."""
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """Start what `execute` does, and return what waits for its result.
+
+        On return the plan and its requests' block tables have been read; their tokens and status are read again when the
+        result is asked for, to sample. That must happen before the next launch. A request that has ended by then gets no token.
+        """
         ...

@@ -33,6 +33,14 @@ _LEAVES_ITS_TAIL = ("stop", "length", "abort")
 class Scheduler:
     """Decides, step by step, which requests get how many tokens computed. Call `schedule`, execute, `update`, in turn.
 
+    Or one step ahead, while the latest plan is computed (which the executor has read whole by then):
+
+        schedule 1 │ execute 1 ─────────▶│ update 1 │ execute 2 ─────────▶│ update 2 │ ...
+                   │  schedule 2         │          │  schedule 3         │          │
+
+    A decode in plan 2 is of the token that step 1 samples; who ends with step 1 leaves plan 2 before it is executed (see
+    `StepPlan.without_finished`).
+
     `add`, `abort` and `finish` may be called between two steps, or while one is computed but not between `schedule` and the
     executor's reading of the plan. Nothing here blocks, sleeps, or looks at a clock or a tensor: time comes with the requests.
     """
@@ -162,7 +170,9 @@ class Scheduler:
     # ---- before a step ----
 
     def schedule(self, now_s: float = 0.0) -> StepPlan:
-        """Plan one step. The plan's requests must go through `update` before the next call.
+        """Plan one step. All plans but the latest must have been through `update`.
+
+        Not ahead with `num_speculative_tokens`: how many tokens a step brings is not known then.
 
         now_s: on the clock of the requests' arrival times; it matters to policies that wait for a batch to fill.
         """
@@ -209,15 +219,20 @@ class Scheduler:
         budget = self.config.max_batched_tokens - len(self.running)  # one token is set aside for each
         # Preemption shortens the list from its end while we walk it from its start: whoever goes was not planned yet.
         for request in self.running:
-            start = request.num_computed
+            start = request.num_computed + request.num_planned
             num_tokens = len(request.token_ids) - start
-            if num_tokens > 1:
+            if num_tokens == 0:  # the step that is computed samples its next token
+                if request.forks or len(request.token_ids) + 1 == request.max_total_tokens:
+                    continue  # with that it forks, or ends
+                num_tokens = 1
+            elif num_tokens > 1:
                 is_outranked = urgent is not None and outranks(urgent, request)
                 num_tokens = 1 if is_outranked else min(num_tokens, self._max_chunk, 1 + budget)
                 budget -= num_tokens - 1
             end = start + num_tokens
             if end > request.capacity and not self._grow_or_preempt(request, end, start, plan):
                 break
+            request.num_planned += num_tokens
             append(Chunk(request, start, num_tokens))
         return budget
 
@@ -234,7 +249,7 @@ class Scheduler:
         victim = self.running.pop()
         self.blocks.commit_tail(victim, victim.num_computed)
         self.blocks.free(victim)
-        victim.num_computed = 0
+        victim.num_computed = victim.num_planned = 0
         victim.num_preemptions += 1
         victim.status = Status.WAITING
         self.waiting.push(victim)
@@ -257,6 +272,8 @@ class Scheduler:
             plan.copies.extend(copies)
             self.waiting.discard(request)
             request.num_computed = request.num_cached = start
+            request.num_planned = num_tokens
+            request.first_step = plan.step
             request.status = Status.RUNNING
             insort(self.running, request, key=_urgency)
             self._batch_seats -= 1
@@ -308,13 +325,17 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[Request]:
         """Take in what a step computed; return the requests that it finished, their blocks freed.
 
-        Requests that were aborted while the step ran are passed over.
+        Requests that ended or were preempted while the step ran are passed over: the result then has NO_TOKEN for them.
         """
         finished = self._take_accepted(plan, result) if result.speculated else {}
-        running, block_size = Status.RUNNING, self.blocks.block_size
-        for (request, start, num_tokens), token_id in zip(plan.chunks, result.token_ids, strict=True):
-            if request.status is not running:
+        running, block_size, step = Status.RUNNING, self.blocks.block_size, plan.step
+        for position, ((request, start, num_tokens), token_id) in enumerate(
+            zip(plan.chunks, result.token_ids, strict=True)
+        ):
+            if request.status is not running or request.first_step > step:
+                result.token_ids[position] = NO_TOKEN
                 continue
+            request.num_planned -= num_tokens
             # What it sampled follows its last token, which is computed then: accepted proposals are among its tokens.
             computed = start + num_tokens if token_id == NO_TOKEN else len(request.token_ids)
             request.num_computed = computed
@@ -332,7 +353,7 @@ class Scheduler:
                 finished[request] = "length"
         for position in result.errors:
             request = plan.chunks[position].request
-            if request.status is running:
+            if request.status is running and request.first_step <= step:
                 finished[request] = "error"
         for request, reason in finished.items():
             self.finish(request, reason)

@@ -38,23 +38,27 @@ class Driver:
                 "programs run on this engine already; inside a program call another one with its state: other(s, ...)"
             )
         _DRIVEN.add(self._core)
-        todo, live = deque(executions), list[Execution[Any]]()
         try:
-            while todo or live:
-                while todo and len(live) < max_parallel:
-                    live.append(todo.popleft())
-                ready = [execution for execution in live if execution.is_ready]
-                for execution in ready:
-                    self._resume(execution)
-                if not ready:
-                    self._step()
-                live = [execution for execution in live if not execution.has_ended]
+            with self._core.without_overlap():  # a choice goes on from what the latest step has computed
+                self._run(executions, max_parallel)
         finally:
             for execution in executions:
                 self._drop_calls(execution)
             for execution in executions:
                 execution.cancel()
             _DRIVEN.discard(self._core)
+
+    def _run(self, executions: Sequence[Execution[Any]], max_parallel: int) -> None:
+        todo, live = deque(executions), list[Execution[Any]]()
+        while todo or live:
+            while todo and len(live) < max_parallel:
+                live.append(todo.popleft())
+            ready = [execution for execution in live if execution.is_ready]
+            for execution in ready:
+                self._resume(execution)
+            if not ready:
+                self._step()
+            live = [execution for execution in live if not execution.has_ended]
 
     def _resume(self, execution: Execution[Any]) -> None:
         execution.resume()
