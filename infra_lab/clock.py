@@ -41,3 +41,35 @@ class VirtualClock:
     def sleep(self, seconds: float) -> None:
         """Move the virtual time on by `seconds`."""
         self._now_s += max(0.0, seconds)
+
+
+class ComputeClock:
+    """The machine's clock, from 0, without its idle time: sleeping moves it on at once.
+
+    What is computed takes what it takes; the gap to the next arrival takes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._origin_s = self._elapsed_s()
+
+    def now(self) -> float:
+        """Return seconds since the start, those slept through among them."""
+        return self._elapsed_s() - self._origin_s
+
+    def sleep(self, seconds: float) -> None:
+        """Move on by `seconds`."""
+        self._origin_s -= max(0.0, seconds)
+
+    def _elapsed_s(self) -> float:
+        return time.perf_counter()
+
+
+class CPUClock(ComputeClock):
+    """The same of the calling thread's CPU time: what an engine would show on a core of its own.
+
+    On the machine's clock, every program that shares the core is part of the measurement. True only of an engine that computes
+    in the thread that calls it (num_threads=1, on a CPU, without overlap).
+    """
+
+    def _elapsed_s(self) -> float:
+        return time.thread_time()

@@ -13,6 +13,7 @@ import torch
 
 from infra_lab.bench.decode_graphs import decode_graph_rows
 from infra_lab.bench.measure import in_fresh_process, medians, time_to_first_output_s
+from infra_lab.bench.overlap import overlap_rows
 from infra_lab.bench.peers import TransformersPeer
 from infra_lab.bench.report import BenchReport, BenchRow, at_least, at_most
 from infra_lab.bench.scheduler import scheduler_rows
@@ -49,6 +50,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
     say("shell to first token")
     rows.append(_first_token(1 if quick else 3))
     rows += decode_graph_rows(MODEL, quick=quick, say=say)
+    rows += overlap_rows("tiny", MODEL, quick=quick, say=say)
     rows += speculation_rows(MODEL, quick=quick, say=say)
     rows += scheduler_rows(quick=quick, say=say)
     versions = {"torch": torch.__version__, "transformers": _transformers_version()}

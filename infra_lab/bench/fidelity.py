@@ -3,7 +3,7 @@
 The cost model is calibrated on this machine in rounds between the runs (`simulator.calibrate_engine`), on requests of its
 own, so that a machine that gets slower half way does so for both. Nothing is fitted to the runs that are compared.
 
-Both are timed in CPU time of one thread, and waiting for the next arrival is skipped (`open_loop.CPUClock`): what other
+Both are timed in CPU time of one thread, and waiting for the next arrival is skipped (`CPUClock`): what other
 programs take of a shared core would be in the measurement, and no simulator could know it. is_wall has the wall clock instead.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-from infra_lab.bench.open_loop import VOCAB_SIZE, CPUClock, core_with, serve_open_loop
-from infra_lab.clock import WallClock
+from infra_lab.bench.shared_model import core_with
+from infra_lab.clock import CPUClock, WallClock
 from infra_lab.engine.core import EngineCore
 from infra_lab.engine.llm import LLM
 from infra_lab.scheduler.policies import BatchingPolicy, StaticPolicy
@@ -22,6 +22,7 @@ from infra_lab.simulator.calibrate import Calibration, fit_cost
 from infra_lab.simulator.calibrate_engine import timed_steps
 from infra_lab.simulator.cost import LinearStepCost
 from infra_lab.simulator.lengths import published_lengths
+from infra_lab.simulator.open_loop import VOCAB_SIZE, serve_open_loop
 from infra_lab.simulator.replay import simulate
 from infra_lab.simulator.report import SimulationReport
 from infra_lab.simulator.traced_request import TracedRequest
@@ -132,7 +133,7 @@ def measure_fidelity(
             for number, runs in enumerate(all_runs):
                 say(f"{model}: {runs.setting.name}, {repeat + 1} of {repeats}")
                 steps += timed_steps(calibrating, seed=2 + repeat * len(all_runs) + number)
-                ttft_s, tpot_s = _medians(serve_open_loop(runs.core, runs.requests))
+                ttft_s, tpot_s = _medians(serve_open_loop(runs.core, runs.requests).report)
                 runs.ttft_s.append(ttft_s)
                 runs.tpot_s.append(tpot_s)
         steps += timed_steps(calibrating, seed=1 << 20)

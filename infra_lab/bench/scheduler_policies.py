@@ -5,7 +5,7 @@ A trace has the lengths of a published workload (`simulator.lengths`), cut to a 
     at once    everybody is there at the start: what a machine can put out
     Poisson    at 0.8 of the requests/s that chunked-prefill completes of those at once: latencies at an equal load
 
-The engine is timed in CPU time of its one thread, waiting skipped (`open_loop.CPUClock`).
+The engine is timed in CPU time of its one thread, waiting skipped (`CPUClock`).
 
 The bundled model has a context of 1,024, which ShareGPT's lengths fit into, cut; the GPU serves the same, and Azure's
 conversations at 4,096, whose prompts are longer than their answers.
@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple, Protocol
 
-from infra_lab.bench.open_loop import VOCAB_SIZE, CPUClock, core_with, serve_open_loop
 from infra_lab.bench.report import BenchRow, at_least, at_most
+from infra_lab.bench.shared_model import core_with
+from infra_lab.clock import CPUClock
 from infra_lab.engine.llm import LLM
 from infra_lab.models.config import ModelConfig
 from infra_lab.scheduler.config import SchedulerConfig
@@ -31,6 +32,7 @@ from infra_lab.simulator.calibrate_engine import timed_steps
 from infra_lab.simulator.cost import StepCost
 from infra_lab.simulator.cost_roofline import RooflineStepCost
 from infra_lab.simulator.lengths import published_lengths
+from infra_lab.simulator.open_loop import VOCAB_SIZE, serve_open_loop
 from infra_lab.simulator.replay import simulate
 from infra_lab.simulator.report import ServiceLevel, SimulationReport, Spread
 from infra_lab.simulator.traced_request import TracedRequest
@@ -117,7 +119,7 @@ class RealEngine:
         self, requests: Sequence[TracedRequest], settings: dict[str, Any], slo: ServiceLevel | None
     ) -> SimulationReport:
         """Serve them on the engine's clock."""
-        return serve_open_loop(core_with(self._llm, **settings), requests, slo=slo)
+        return serve_open_loop(core_with(self._llm, **settings), requests, slo=slo).report
 
 
 class SimulatedGPU:

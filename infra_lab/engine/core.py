@@ -162,10 +162,11 @@ class EngineCore:
         step, self._launched = self._launched or self._launch(start_s, self.scheduler.schedule(start_s)), None
         if step is None:
             return []
-        planned_s = self.clock.now()
-        ahead = self.scheduler.schedule(planned_s) if self._overlap else StepPlan(step=0)
+        plan, planned_s, ahead = step.plan, self.clock.now(), StepPlan(step=0)
+        if self._overlap:
+            self.scheduler.expect(plan)
+            ahead = self.scheduler.schedule(planned_s)
         scheduled_s = self.clock.now()
-        plan = step.plan
         try:
             result = step.result()
         except BaseException:

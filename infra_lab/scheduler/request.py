@@ -61,8 +61,8 @@ class Request(KVSequence):
     finish_reason: str | None = field(init=False, default=None)
     num_computed: int = field(init=False, default=0)
     """Tokens whose KV lies in the cache: always a prefix of `token_ids`."""
-    num_planned: int = field(init=False, default=0)
-    """Tokens from there on that are planned or being computed; 0 between two steps, unless the next one is planned already."""
+    num_in_flight: int = field(init=False, default=0)
+    """Tokens from there on that a step computes now, where the next one is planned meanwhile."""
     first_step: int = field(init=False, default=-1)
     """The step of its latest admission: what an earlier one computes of it went into blocks that it holds no more."""
     num_cached: int = field(init=False, default=0)

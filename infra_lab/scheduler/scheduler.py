@@ -35,8 +35,8 @@ class Scheduler:
 
     Or one step ahead, while the latest plan is computed (which the executor has read whole by then):
 
-        schedule 1 │ execute 1 ─────────▶│ update 1 │ execute 2 ─────────▶│ update 2 │ ...
-                   │  schedule 2         │          │  schedule 3         │          │
+        schedule 1 │ execute 1 ─────────────▶│ update 1 │ execute 2 ─────────────▶│ update 2 │ …
+                   │  expect 1, schedule 2   │          │  expect 2, schedule 3   │          │
 
     A decode in plan 2 is of the token that step 1 samples; who ends with step 1 leaves plan 2 before it is executed (see
     `StepPlan.without_finished`).
@@ -170,9 +170,7 @@ class Scheduler:
     # ---- before a step ----
 
     def schedule(self, now_s: float = 0.0) -> StepPlan:
-        """Plan one step. All plans but the latest must have been through `update`.
-
-        Not ahead with `num_speculative_tokens`: how many tokens a step brings is not known then.
+        """Plan one step. The plan before must have been through `update`, or `expect`.
 
         now_s: on the clock of the requests' arrival times; it matters to policies that wait for a batch to fill.
         """
@@ -219,7 +217,7 @@ class Scheduler:
         budget = self.config.max_batched_tokens - len(self.running)  # one token is set aside for each
         # Preemption shortens the list from its end while we walk it from its start: whoever goes was not planned yet.
         for request in self.running:
-            start = request.num_computed + request.num_planned
+            start = request.num_computed + request.num_in_flight
             num_tokens = len(request.token_ids) - start
             if num_tokens == 0:  # the step that is computed samples its next token
                 if request.forks or len(request.token_ids) + 1 == request.max_total_tokens:
@@ -232,7 +230,6 @@ class Scheduler:
             end = start + num_tokens
             if end > request.capacity and not self._grow_or_preempt(request, end, start, plan):
                 break
-            request.num_planned += num_tokens
             append(Chunk(request, start, num_tokens))
         return budget
 
@@ -249,7 +246,7 @@ class Scheduler:
         victim = self.running.pop()
         self.blocks.commit_tail(victim, victim.num_computed)
         self.blocks.free(victim)
-        victim.num_computed = victim.num_planned = 0
+        victim.num_computed = victim.num_in_flight = 0
         victim.num_preemptions += 1
         victim.status = Status.WAITING
         self.waiting.push(victim)
@@ -272,7 +269,6 @@ class Scheduler:
             plan.copies.extend(copies)
             self.waiting.discard(request)
             request.num_computed = request.num_cached = start
-            request.num_planned = num_tokens
             request.first_step = plan.step
             request.status = Status.RUNNING
             insort(self.running, request, key=_urgency)
@@ -320,6 +316,15 @@ class Scheduler:
         """Return for how many tokens one who comes in gets blocks."""
         return num_tokens if self.config.kv_reservation == "paged" else max(num_tokens, request.max_total_tokens - 1)
 
+    def expect(self, plan: StepPlan) -> None:
+        """Let the next call of `schedule` plan for what will be once this plan is computed, which it is now.
+
+        Not with `num_speculative_tokens`: how many tokens a step brings is not known then.
+        """
+        for request, _, num_tokens in plan.chunks:
+            if not request.is_finished:
+                request.num_in_flight = num_tokens
+
     # ---- after a step ----
 
     def update(self, plan: StepPlan, result: StepResult) -> list[Request]:
@@ -335,7 +340,7 @@ class Scheduler:
             if request.status is not running or request.first_step > step:
                 result.token_ids[position] = NO_TOKEN
                 continue
-            request.num_planned -= num_tokens
+            request.num_in_flight = 0
             # What it sampled follows its last token, which is computed then: accepted proposals are among its tokens.
             computed = start + num_tokens if token_id == NO_TOKEN else len(request.token_ids)
             request.num_computed = computed

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from infra_lab.clock import VirtualClock
+from infra_lab.clock import ComputeClock, VirtualClock
 from infra_lab.data import data_path
 from infra_lab.engine.core import EngineCore
 from infra_lab.models.config import ModelConfig
@@ -15,11 +15,12 @@ from infra_lab.scheduler.scheduler import Scheduler
 from infra_lab.simulator.arrivals import PoissonArrivals
 from infra_lab.simulator.cost_roofline import RooflineStepCost
 from infra_lab.simulator.executor import simulated_engine
+from infra_lab.simulator.open_loop import VOCAB_SIZE
 from infra_lab.simulator.report import ServiceLevel
 from infra_lab.simulator.traced_request import TracedRequest
 from infra_lab.simulator.workload import RequestShape, lognormal_shapes
 from infra_lab.simulator.workloads import independent_requests
-from infra_lab.widgets.batching_run import VOCAB_SIZE, BatchRun, ComputeClock, serve
+from infra_lab.widgets.batching_run import BatchRun, serve
 from infra_lab.widgets.figures.batch_lanes import batch_lanes
 from infra_lab.widgets.generation_run import shared_engine
 from infra_lab.widgets.knobs import knob

@@ -12,7 +12,7 @@ from infra_lab.compression.saving import save_trainable
 from infra_lab.compression.trainable import TrainableLM, load_trainable, random_trainable
 from infra_lab.data import data_path
 from infra_lab.errors import ConfigError
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.quantize_folder import quantize_to_folder
 from tests.compression.models import ALL_BIASES, TEXT, pair, theirs, tiny
 from tests.models.hf_models import load_folder, logits_of
@@ -80,9 +80,7 @@ def test_logits_are_the_engines() -> None:
 
 @pytest.mark.smollm2
 def test_logits_of_smollm2_are_the_engines() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
+    path = resolve_model("smollm2-135m")
     model = load_trainable("smollm2-135m")
     tokens = list(range(1000, 1012))
     with torch.no_grad():

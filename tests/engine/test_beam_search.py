@@ -18,7 +18,7 @@ from infra_lab import LLM, SamplingParams
 from infra_lab.engine.beam_hypotheses import EarlyStopping, Hypotheses
 from infra_lab.engine.beam_search import BeamSearchOutput, beam_search
 from infra_lab.errors import InfraLabError, InvalidRequestError
-from infra_lab.models.fetch import cached_model, resolve_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.transformer import CausalLM
 from infra_lab.scheduler.request import Request
 from infra_lab.scheduler.scheduler import Scheduler
@@ -176,9 +176,7 @@ def test_one_beam_is_greedy(llm: LLM) -> None:
 @pytest.mark.smollm2
 @pytest.mark.slow
 def test_smollm2_equals_transformers() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
+    path = resolve_model("smollm2-135m")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()

@@ -28,7 +28,7 @@ from infra_lab.engine.sampling.grammar import BoundGrammar, GrammarMasks
 from infra_lab.engine.sampling.schema_check import check_json_schema
 from infra_lab.errors import InvalidRequestError, InvariantError, MissingExtraError
 from infra_lab.grammar import Grammar
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.tokenizer import Tokenizer
 from infra_lab.scheduler.request import Request
 
@@ -486,9 +486,7 @@ def test_a_model_without_an_end_of_sequence_token(llm: LLM) -> None:
 @pytest.mark.smollm2
 @pytest.mark.slow
 def test_smollm2_writes_what_is_asked_for() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
+    path = resolve_model("smollm2-135m")
     llm = LLM(str(path), max_model_len=512, kv_cache_bytes=64 << 20)
     question = [{"role": "user", "content": "Describe Alice, a 30 year old painter, in JSON."}]
     prompt = llm.chat_token_ids(question)

@@ -18,7 +18,7 @@ from infra_lab.engine.scoring import score_chunks
 from infra_lab.engine.torch_executor import TorchExecutor
 from infra_lab.errors import ConfigError
 from infra_lab.evaluation import evaluation_tokens, perplexity
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from tests.engine.drained import assert_drained
 from tests.kernels.conftest import DEVICE
 
@@ -223,9 +223,7 @@ def test_a_kernel_cache_of_8_bits_is_not_written_by_the_fused_start() -> None:
 
 @pytest.mark.smollm2
 def test_perplexity_of_smollm2() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
+    path = resolve_model("smollm2-135m")
     found = {}
     for kv_dtype in ("auto", *EIGHT_BITS):
         settings = {"dtype": "float32", "device": "cpu", "max_model_len": 512, "kv_cache_bytes": 32 << 20}

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from infra_lab import LLM, SamplingParams
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from tests.models.hf_models import load_folder, logits_of
 
 pytestmark = pytest.mark.smollm2
@@ -41,10 +41,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def path() -> Path:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
-    return path
+    return resolve_model("smollm2-135m")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from infra_lab.evaluation import (
 )
 from infra_lab.evaluation.multiple_choice import option_log_likelihoods
 from infra_lab.evaluation.windows import sliding_windows
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from tests.models.hf_models import random_model
 
 WINDOW, STRIDE = 96, 40
@@ -148,9 +148,7 @@ def test_wilsons_interval() -> None:
 
 @pytest.mark.smollm2
 def test_perplexity_of_smollm2_from_its_gguf_file() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
+    path = resolve_model("smollm2-135m")
     llm = LLM(str(path), dtype="float32", device="cpu", max_model_len=256, num_kv_blocks=32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     text = evaluation_tokens(llm.encode, 150)

@@ -11,7 +11,7 @@ from infra_lab.errors import UnsupportedModelError
 from infra_lab.fusion.block import BlockShape, DecoderBlock, NormSpelling, block_inputs, block_of
 from infra_lab.fusion.engine_layer import BLOCK_SIZE, engine_state
 from infra_lab.models.config import ModelConfig
-from infra_lab.models.fetch import cached_model, resolve_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.loading import load_model
 from infra_lab.models.transformer import CausalLM
 from infra_lab.models.weights import open_checkpoint
@@ -70,8 +70,6 @@ def load(name: str) -> tuple[ModelConfig, CausalLM]:
 def test_with_real_weights_it_is_what_the_engine_computes(
     model_name: str, shape: BlockShape, fused_start: bool
 ) -> None:
-    if model_name != "tiny" and cached_model(model_name) is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
     config, model = load(model_name)
     layer = model.layers[0]
     block = block_of(layer, config)

@@ -8,7 +8,7 @@ import transformers
 from infra_lab.data import data_path
 from infra_lab.errors import InvalidRequestError, UnsupportedModelError
 from infra_lab.models.chat_template import render_chat_template
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.tokenizer import load_tokenizer
 
 CHATS: list[list[dict[str, Any]]] = [
@@ -67,10 +67,7 @@ def test_equal_to_transformers(template: str, messages: list[dict[str, Any]], to
 
 @pytest.mark.smollm2
 def test_smollm2s_own_template() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"))
     theirs: Any = transformers.AutoTokenizer.from_pretrained(data_path("tiny"))
     for messages in CHATS:
         expected = theirs.apply_chat_template(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra_lab.data import data_path
 from infra_lab.errors import CorruptModelError, InvalidRequestError, ModelNotFoundError, UnsupportedModelError
 from infra_lab.models.detokenizer import IncrementalDetokenizer
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.gguf_file import GGUFFile
 from infra_lab.models.gguf_tokenizer import gguf_tokenizer
 from infra_lab.models.tokenizer import Tokenizer, load_tokenizer
@@ -48,10 +48,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return Pair(byte_level_folder(tmp_path_factory.mktemp("bytes")))
     if request.param == "byte-fallback":
         return Pair(byte_fallback_folder(tmp_path_factory.mktemp("fallback")))
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
-    return Pair(path)
+    return Pair(resolve_model("smollm2-135m"))
 
 
 def is_comparable(pair: Pair, text: str) -> bool:
@@ -64,10 +61,7 @@ def is_comparable(pair: Pair, text: str) -> bool:
 
 @pytest.mark.smollm2
 def test_smollm2_cuts_at_every_digit() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"))
     assert [tokenizer.token_text(token) for token in tokenizer.encode("a 12 ½")] == ["a", "Ġ", "1", "2", "Ġ", "Â½"]
 
 
@@ -162,11 +156,9 @@ def test_token_bytes_join_to_the_text(pair: Pair, text: str) -> None:
         assert b"".join(pair.ours.token_bytes(token_id) for token_id in ids) == text.encode()
 
 
+@pytest.mark.smollm2
 def test_special_tokens_of_smollm2() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"))
     assert tokenizer.eos_token_ids == (2,)
     assert tokenizer.encode("<|im_end|>") == [2]
     assert tokenizer.vocab_size == 49_152
@@ -222,9 +214,7 @@ class TestDamage:
 
 @pytest.mark.smollm2
 def test_metadata_of_the_real_file_is_plain_python() -> None:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("SmolLM2 is not in the cache; run `infra-lab fetch smollm2-135m`")
+    path = resolve_model("smollm2-135m")
     metadata = GGUFFile(path).metadata
     assert metadata["general.architecture"] == "llama"
     assert len(metadata["tokenizer.ggml.tokens"]) == 49_152

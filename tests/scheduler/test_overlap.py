@@ -52,6 +52,7 @@ class OverlappedWorld(SchedulerWorld):
     def _plan_ahead(self) -> StepPlan:
         assert self.plan is not None, "ahead of nothing"
         running, under_way = self.running, {chunk.request for chunk in self.plan.chunks}
+        self.scheduler.expect(self.plan)
         ahead = self.scheduler.schedule(1e9)
         moves = under_way | {chunk.request for chunk in ahead.chunks} | set(ahead.preempted)
         if self.scheduler.policy.name in THESE_HOLD:
@@ -131,11 +132,14 @@ def test_a_decode_is_planned_before_its_token_is_known() -> None:
         world.add([1] * 12, params=SamplingParams(max_tokens=max_tokens))
     assert planned(world.schedule()) == {"r0": 12, "r1": 4}
     world.execute()
+    assert world.plan is not None
+    world.scheduler.expect(world.plan)
     ahead = world.scheduler.schedule()
     assert planned(ahead) == {"r0": 1, "r1": 8}, "a token that is sampled now, and more of a prompt"
     world.update()
     world.plan = ahead
     world.execute()
+    world.scheduler.expect(ahead)
     assert planned(world.scheduler.schedule()) == {"r1": 1}, "with what is sampled now r0 has ended"
 
 
@@ -145,23 +149,6 @@ class TakesWhatWasComputedBeforePreemption(Scheduler):
         for request in plan.admitted:
             request.first_step = -1
         return plan
-
-
-class GoesOnBehindWhatItLost(Scheduler):
-    """Forgets that what is under way is lost to one who is preempted."""
-
-    def _preempt(self, plan: StepPlan) -> Request:
-        num_planned = self.running[-1].num_planned
-        victim = super()._preempt(plan)
-        victim.num_planned = num_planned
-        return victim
-
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
-        lost = {request: request.num_planned for request in plan.preempted}
-        budget = super()._admit_waiting(plan, budget)
-        for request in plan.admitted:
-            request.num_planned += lost.get(request, 0)
-        return budget
 
 
 class GoesOnBeforeItForks(Scheduler):
@@ -195,7 +182,7 @@ class GoesOnPastItsLimit(Scheduler):
 class RegistersWhatIsUnderWay(Scheduler):
     def schedule(self, now_s: float = 0.0) -> StepPlan:
         for request in self.running:
-            self.blocks.commit(request, min(request.num_computed + request.num_planned, len(request.token_ids)))
+            self.blocks.commit(request, min(request.num_computed + request.num_in_flight, len(request.token_ids)))
         return super().schedule(now_s)
 
 
@@ -203,7 +190,6 @@ class RegistersWhatIsUnderWay(Scheduler):
     ("broken", "complaint"),
     [
         (TakesWhatWasComputedBeforePreemption, "goes on at|holds|has nothing"),
-        (GoesOnBehindWhatItLost, "goes on at|no token in two steps|gets|nobody has ended|nothing is planned"),
         (GoesOnBeforeItForks, "owners"),
         (GoesOnPastItsLimit, "nobody has ended"),
         (RegistersWhatIsUnderWay, "half-written"),

@@ -32,7 +32,7 @@ from infra_lab.widgets.batching_panel import (
     scheduler_config,
     workload,
 )
-from infra_lab.widgets.batching_run import BatchRun, ComputeClock, serve
+from infra_lab.widgets.batching_run import BatchRun, serve
 from infra_lab.widgets.figures.batch_lanes import batch_lanes
 
 POLICIES = ("static", "dynamic", "prefill-first", "continuous", "chunked-prefill", "sjf")
@@ -127,14 +127,6 @@ def test_a_run_that_is_ended_leaves_nothing_in_the_engine() -> None:
     with pytest.raises(InvalidRequestError, match="the prompt has 90 tokens"):
         serve(core, [ask(0.0, 4, 9), ask(0.0, 90, 1)], LIMITS)
     assert not core.has_work
-
-
-def test_the_compute_clock_sleeps_at_once() -> None:
-    clock = ComputeClock()
-    before = clock.now()
-    clock.sleep(1000.0)
-    clock.sleep(-5.0)
-    assert 1000.0 <= clock.now() - before < 1100.0
 
 
 def test_policies_that_compute_prompts_whole_get_room_for_them() -> None:

@@ -8,7 +8,7 @@ from infra_lab import LLM, SamplingParams
 from infra_lab.engine.programs import State, program
 from infra_lab.engine.programs.chat import Chat
 from infra_lab.errors import InvalidRequestError, UnsupportedModelError
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.tokenizer import Tokenizer, load_tokenizer
 from tests.engine.programs.engines import engine
 
@@ -52,10 +52,7 @@ def test_equals_the_template(llm: LLM, chat: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize("chat", CHATS, ids=str)
 def test_equals_the_template_of_smollm2(chat: list[tuple[str, str]]) -> None:
     """Its template adds a system message of its own."""
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("needs: infra-lab fetch smollm2-135m")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"))
     assert written(tokenizer, chat) == rendered(tokenizer, chat)
 
 

@@ -8,7 +8,7 @@ from infra_lab import LLM
 from infra_lab.engine.outputs import SampleOutput
 from infra_lab.engine.programs import State, program
 from infra_lab.engine.programs.transcript import Transcript
-from infra_lab.models.fetch import cached_model
+from infra_lab.models.fetch import resolve_model
 from infra_lab.models.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = pytest.mark.smollm2
@@ -16,10 +16,7 @@ pytestmark = pytest.mark.smollm2
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    path = cached_model("smollm2-135m")
-    if path is None:
-        pytest.skip("needs: infra-lab fetch smollm2-135m")
-    return load_tokenizer(path)
+    return load_tokenizer(resolve_model("smollm2-135m"))
 
 
 words = st.sampled_from([" the", "the", "!!", "\n", "\n\n", " naïve", "你好", "ing", " unbeliev", "able", "."])

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from infra_lab.bench.open_loop import VOCAB_SIZE, CPUClock, core_with, serve_open_loop
-from infra_lab.clock import VirtualClock
+from infra_lab.bench.shared_model import core_with
+from infra_lab.clock import ComputeClock, CPUClock, VirtualClock
 from infra_lab.data import data_path
 from infra_lab.engine.llm import LLM
 from infra_lab.errors import ConfigError
@@ -13,6 +13,7 @@ from infra_lab.models.tokenizer import load_tokenizer
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.simulator.cost import LinearStepCost
 from infra_lab.simulator.executor import simulated_engine
+from infra_lab.simulator.open_loop import VOCAB_SIZE, serve_open_loop
 from infra_lab.simulator.replay import simulate
 from infra_lab.simulator.report import ServiceLevel
 from infra_lab.simulator.traced_request import Span, TracedRequest
@@ -38,7 +39,7 @@ def test_it_is_the_replay(policy: str) -> None:
         config, load_tokenizer(data_path("tiny")), vocab_size=272, num_kv_blocks=14, cost=COST, clock=clock,
         next_token=lambda request: 1,
     )  # fmt: skip
-    found = serve_open_loop(core, requests, slo=slo)
+    found = serve_open_loop(core, requests, slo=slo).report
     expected = simulate(requests, config, COST, num_kv_blocks=14, vocab_size=VOCAB_SIZE, slo=slo)
     assert found.rejected == expected.rejected == {"does not fit": 1}
     assert [r.token_times_s for r in found.served] == [pytest.approx(r.token_times_s) for r in expected.served]
@@ -54,15 +55,15 @@ def test_engines_on_one_model_have_their_own_schedulers() -> None:
     with LLM("tiny", device="cpu", num_kv_blocks=32, clock=CPUClock()) as llm:
         for seats in (1, 3):
             core = core_with(llm, max_num_seqs=seats)
-            report = serve_open_loop(core, requests)
+            report = serve_open_loop(core, requests).report
             assert [r.output_tokens for r in report.served] == [4, 4, 4]
             assert max(len(step.chunks) for step in core.recorder.steps) <= seats
             assert not core.has_work
         assert not llm.recorder.steps
 
 
-def test_sleep_costs_a_cpu_clock_nothing_and_counts() -> None:
-    clock = CPUClock()
+@pytest.mark.parametrize("clock", [ComputeClock(), CPUClock()])
+def test_sleep_costs_nothing_and_counts(clock: ComputeClock) -> None:
     begin = clock.now()
     clock.sleep(3600.0)
     clock.sleep(-5.0)
