@@ -51,7 +51,7 @@ ASKED_LOSS = {
 }
 """Loss of perplexity over another method's."""
 ASKED_SPEED = {"int8": 1.4, "gptq-int4-g128": 1.8}
-NUM_TOKENS, NUM_QUESTIONS = 4096, 100
+NUM_TOKENS, NUM_QUESTIONS = 2048, 50
 
 
 def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
@@ -95,10 +95,12 @@ def _accuracy_rows(sources: dict[str, str], quick: bool, say: Callable[[str], No
     weight_bytes: dict[str, int] = {}
     engines = {name: partial(_engine, source) for name, source in sources.items()}
     engines[GGUF] = partial(_engine, MODEL, quantization=GGUF)
-    engines |= {f"kv {kv_dtype}": partial(_engine, MODEL, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES}
-    for name, engine in engines.items():
+    kv_only = {f"kv {kv_dtype}": partial(_engine, MODEL, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES}
+    for name, engine in {**engines, **kv_only}.items():
         llm = engine()
-        found[name], weight_bytes[name] = reference.compare(llm), llm.model.resident_bytes
+        found[name] = reference.compare(llm)
+        if name not in kv_only:
+            weight_bytes[name] = llm.model.resident_bytes
         answers[name] = answer_questions(llm, questions)
         llm.close()
         say(f"{name}: perplexity {found[name].perplexity_change:+.2%}")
@@ -131,11 +133,11 @@ def _choice_row(name: str, found: ChoiceResult, full: ChoiceResult) -> BenchRow:
 
 
 def _speed_rows(sources: dict[str, str], quick: bool, say: Callable[[str], None]) -> list[BenchRow]:
-    say("one stream, 16 tokens in, 64 out")
+    say("one stream, 16 tokens in, 32 out")
     engines = {name: _engine(source, "bfloat16") for name, source in sources.items()}
     engines[GGUF] = _engine(MODEL, "bfloat16", GGUF)
     engines = {"bfloat16": _engine(MODEL, "bfloat16"), **engines}
-    num_tokens = 64
+    num_tokens = 32
 
     def speed(llm: LLM) -> float:
         begin = time.perf_counter()
@@ -148,7 +150,7 @@ def _speed_rows(sources: dict[str, str], quick: bool, say: Callable[[str], None]
         runs[LLAMA_CPP] = partial(peer.tokens_per_s, [7] * 16, num_tokens)
     else:
         say(llama_cpp_peer.HINT)
-    found = dict(zip(runs, medians(list(runs.values()), 2 if quick else 5), strict=True))
+    found = dict(zip(runs, medians(list(runs.values()), 2 if quick else 3), strict=True))
     rows = [
         at_least(f"one stream, {name}", found[name], "tok/s", "bfloat16", found["bfloat16"], ASKED_SPEED.get(name))
         for name in list(engines)[1:]

@@ -1,4 +1,7 @@
-"""What a GPU run measured: `infra-lab bench SUITE --json datasets/measurements/<gpu>/SUITE.json`, read back for lessons."""
+"""What a GPU run measured: `infra-lab bench SUITE --json datasets/measurements/<gpu>/SUITE.json`, read back for lessons.
+
+Runs on CPUs lie one folder deeper, in `measurements/cpu/<machine>/`: lessons measure on the reader's own.
+"""
 
 import json
 from dataclasses import dataclass
