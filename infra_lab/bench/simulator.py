@@ -41,16 +41,17 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
     """Measure all rows. Times of the simulator itself are of the CPU, so that other programs count for less."""
     say("step level")
     rows = [_step_level(data_path("workloads/chat_sessions.yaml"), repeats=2 if quick else 7)]
-    num_requests = NUM_REQUESTS // 50 if quick else NUM_REQUESTS
-    say(f"request level: {num_requests:,} requests on {NUM_REPLICAS:,} replicas")
-    rows.append(_cluster(num_requests))
+    cluster_requests = NUM_REQUESTS // 50 if quick else NUM_REQUESTS
+    say(f"request level: {cluster_requests:,} requests on {NUM_REPLICAS:,} replicas")
+    rows.append(_cluster(cluster_requests))
     say("request level beside step level")
     rows += level_rows(300 if quick else 3_000)
     for model in _models(quick):
         if quick:
             fidelity = measure_fidelity(model, SETTINGS[1:3], num_requests=6, repeats=1, say=say)
         else:
-            fidelity = measure_fidelity(model, num_requests=32, repeats=3 if model == "tiny" else 1, say=say)
+            num_requests, repeats = (32, 3) if model == "tiny" else (6, 1)  # two slow cores take minutes for six of SmolLM2
+            fidelity = measure_fidelity(model, num_requests=num_requests, repeats=repeats, say=say)
         rows += fidelity_rows(model, fidelity)
     return BenchReport("simulator", rows, versions={"torch": torch.__version__})
 
