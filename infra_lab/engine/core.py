@@ -253,7 +253,9 @@ class EngineCore:
         for position, (chunk, token_id) in enumerate(zip(plan.chunks, result.token_ids, strict=True)):
             request = chunk.request
             stream = self._streams.get(request.request_id)
-            if stream is None:  # aborted while the step ran
+            if (
+                stream is None or stream.request is not request
+            ):  # aborted while the step ran; its id may be another one's now
                 continue
             if stream.metrics.first_scheduled_s is None:
                 stream.metrics.first_scheduled_s = start_s

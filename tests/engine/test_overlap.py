@@ -10,6 +10,7 @@ import torch
 
 import kernels
 from infra_lab import LLM, SamplingParams
+from infra_lab.clock import VirtualClock
 from infra_lab.engine.async_engine import AsyncEngine
 from infra_lab.engine.beam_search import beam_search
 from infra_lab.engine.core import EngineCore
@@ -212,6 +213,20 @@ def test_interrupted_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(llm.generate(TEXTS, GREEDY)) == expected
     assert not llm.core.has_work
     assert_drained(llm)
+
+
+def test_an_id_that_is_used_again_while_its_last_step_is_computed() -> None:
+    llm = engine(overlap_scheduling=True, clock=(clock := VirtualClock()))
+    for name in ("first", "second"):
+        llm.core.add(llm.encode("A"), GREEDY, request_id="same")
+        clock.sleep(1.0)
+        if name == "first":
+            llm.core.step()
+            llm.core.abort("same")
+    last = [delta for delta in llm._run() if delta.finish_reason][-1]
+    assert last.metrics.first_scheduled_s is not None
+    assert last.metrics.first_scheduled_s >= last.metrics.arrival_s + 1.0, "that was the first one's step"
+    assert last.metrics.num_output_tokens == 20
 
 
 def test_closing_waits_for_the_step_under_way() -> None:
