@@ -80,7 +80,7 @@ def test_generate_and_its_stream(sim: Live) -> None:
         assert streamed.headers["content-type"].startswith("text/event-stream")
         events = [json.loads(event[6:]) for event in streamed.text.strip().split("\n\n")]
         assert "".join(event["text_output"] for event in events) == SENTENCE[:12]
-        assert len(events) == 12
+        assert 1 < len(events) <= 12, "a client that is slow to read gets several tokens in one event"
     refused = sim.post("/v2/models/sim/generate_stream", text_input="x", temperature=-1)
     assert (refused.status_code, list(refused.json())) == (400, ["error"])
     assert sim.post("/v2/models/nobody/generate", text_input="x").status_code == 404
