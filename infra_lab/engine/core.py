@@ -218,16 +218,9 @@ class EngineCore:
         """
         overlap, self._overlap = self._overlap, None
         try:
-            self.settle()
+            if self._launched is not None:
+                self.step()
             yield
-        finally:
-            self._overlap = overlap
-
-    def settle(self) -> list[OutputDelta]:
-        """Finish the step that is computed, if one is, and plan no other; return what it added."""
-        overlap, self._overlap = self._overlap, None
-        try:
-            return [] if self._launched is None else self.step()
         finally:
             self._overlap = overlap
 

@@ -68,8 +68,8 @@ def score_chunks(
         raise InvalidRequestError(f"{len(scheduler.requests)} requests are open; score a text when the engine is idle")
     if chunk_tokens < 1:
         raise InvalidRequestError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
-    llm.core.settle()  # a step of requests that were aborted may still be computed
-    scheduler.blocks.reset_prefix_cache()
+    with llm.core.without_overlap():  # the last step of requests that were aborted may still be computed
+        scheduler.blocks.reset_prefix_cache()
     request = Request(token_ids=list(token_ids), request_id="score", params=SamplingParams())
     request.block_table = list(range(-(-num_tokens // memory.block_size)))
     for start in range(cached_tokens, num_tokens, chunk_tokens):

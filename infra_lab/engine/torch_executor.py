@@ -62,7 +62,7 @@ class TorchExecutor:
         """Copy blocks, run the model over the plan's tokens, sample; all of it has happened on return."""
         with self._threads():
             step = self._begin(plan)
-            return self._finish(step, self._compute(step))
+            return self._collect(step, partial(self._compute, step))
 
     def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
         """Start computing: a GPU works off what it was given, a CPU has a second thread compute (see `OverlappingExecutor`)."""
@@ -108,17 +108,14 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def _compute(self, step: _Step) -> torch.Tensor:
-        begin = perf_counter()
-        logits = self._synchronized(step.compute())  # [S, V]
-        step.timings_s["forward"] = perf_counter() - begin
-        return logits
+        return self._synchronized(step.compute())  # [S, V]
 
     def _compute_in_background(self, step: _Step) -> torch.Tensor:
-        with self._threads(), torch.inference_mode():
-            return step.compute()
+        with self._threads():
+            return self._compute(step)
 
     def _collect(self, step: _Step, computed: Callable[[], torch.Tensor]) -> StepResult:
-        """Wait for the logits of a step that was launched, and sample."""
+        """Compute the logits of a step, or wait for them, and sample."""
         begin = perf_counter()
         logits = computed()
         step.timings_s["forward"] = perf_counter() - begin

@@ -13,7 +13,7 @@ from time import perf_counter
 from infra_lab.engine.core import EngineCore
 from infra_lab.engine.outputs import OutputDelta
 from infra_lab.engine.recorder import StepRecord
-from infra_lab.errors import ConfigError, InfraLabError, InvalidRequestError, InvariantError, QueueFullError
+from infra_lab.errors import ConfigError, InvalidRequestError, InvariantError, QueueFullError
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.simulator.report import ServedRequest, ServiceLevel, SimulationReport, Usage, summarize
 from infra_lab.simulator.traced_request import TracedRequest
@@ -115,8 +115,8 @@ class _OpenLoop:
                 priority=traced.priority,
                 arrival_s=self.due_s(index),
             )
-        except InfraLabError as error:
-            if not self.skip_refused or not isinstance(error, InvalidRequestError | QueueFullError):
+        except (InvalidRequestError, QueueFullError) as error:
+            if not self.skip_refused:
                 raise
             self.rejected["queue full" if isinstance(error, QueueFullError) else "does not fit"] += 1
 

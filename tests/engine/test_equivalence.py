@@ -4,27 +4,14 @@ from typing import Any
 
 import pytest
 
-from infra_lab import LLM, SamplingParams
+from infra_lab import SamplingParams
 from infra_lab.engine.outputs import RequestOutput
 from infra_lab.scheduler.policies import POLICIES
 from tests.engine.drained import assert_drained
+from tests.engine.tiny_engine import TEXTS, engine
 
-TEXTS = [
-    "The built-in function len returns",
-    "class",
-    "Return a list of the names in the current scope.  With an object as argument, return its attributes. " * 4,
-    "import os\n",
-    "The following exceptions are raised by the import system: " * 2,
-    "A",
-    "user\nWhat is json.dumps?",
-    "Raises ValueError if the argument is not a number, or if it is out of range. " * 6,
-]
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(max_tokens=24, temperature=0.9, top_p=0.95, seed=7, ignore_eos=True)
-
-
-def engine(**settings: Any) -> LLM:
-    return LLM("tiny", dtype="float32", device="cpu", **{"kv_cache_bytes": 32 << 20, "block_size": 8, **settings})
 
 
 @pytest.fixture(scope="module")

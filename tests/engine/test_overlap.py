@@ -26,15 +26,10 @@ from infra_lab.scheduler.plan import StepPlan
 from infra_lab.scheduler.policies import POLICIES
 from infra_lab.simulator.executor import SimulatedExecutor
 from tests.engine.drained import assert_drained
+from tests.engine.tiny_engine import TEXTS as ALL_TEXTS
+from tests.engine.tiny_engine import engine
 
-TEXTS = [
-    "The built-in function len returns",
-    "class",
-    "Return a list of the names in the current scope.  With an object as argument, return its attributes. " * 4,
-    "import os\n",
-    "The following exceptions are raised by the import system: " * 2,
-    "A",
-]
+TEXTS = ALL_TEXTS[:6]
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 ALL_KINDS = [
     GREEDY,
@@ -45,10 +40,6 @@ ALL_KINDS = [
     SamplingParams(max_tokens=20, temperature=0.0, grammar=Grammar("regex", "yes|no"), ignore_eos=True, min_tokens=15),
 ]
 """One for each text."""
-
-
-def engine(**settings: Any) -> LLM:
-    return LLM("tiny", dtype="float32", device="cpu", **{"kv_cache_bytes": 32 << 20, "block_size": 8, **settings})
 
 
 def told(outputs: list[RequestOutput]) -> list[Any]:

@@ -2,11 +2,11 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 
-from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.plan import StepPlan
 from infra_lab.scheduler.policies import POLICIES
@@ -14,7 +14,7 @@ from infra_lab.scheduler.request import Request
 from infra_lab.scheduler.scheduler import Scheduler
 from tests.scheduler.random_driver import WEIGHTS, apply, random_settings
 from tests.scheduler.step_rules import THESE_HOLD
-from tests.scheduler.world import SchedulerWorld, Settings, planned, small_world
+from tests.scheduler.world import SchedulerWorld, planned, small_world
 
 GARBAGE = ("half-written", ())
 OVERLAPPED = {name: weight for name, weight in WEIGHTS.items() if name not in ("schedule", "execute", "branch")}
@@ -82,18 +82,7 @@ def drive(
     kv_reservation: Literal["paged", "whole"] = "paged",
 ) -> OverlappedWorld:
     tight = random_settings(rng, policy, kv_reservation)
-    limits = {field: getattr(tight.config, field) for field in tight.config.__dataclass_fields__}
-    config = type(tight.config)(**{**limits, "num_speculative_tokens": 0})
-    world = OverlappedWorld(
-        Settings(
-            config=config,
-            num_blocks=tight.num_blocks,
-            block_size=tight.block_size,
-            enable_prefix_cache=tight.enable_prefix_cache,
-        ),
-        scheduler_class,
-        BlockManager,
-    )
+    world = OverlappedWorld(replace(tight, config=replace(tight.config, num_speculative_tokens=0)), scheduler_class)
     for operation in rng.choices(list(OVERLAPPED), list(OVERLAPPED.values()), k=num_operations):
         if operation == "fail":
             if world.plan is not None:
