@@ -1,7 +1,7 @@
 """The engine on SmolLM2-135M against transformers on the same weights, on a CPU.
 
-transformers is measured in bfloat16 and float32, and each row compares with whichever was faster. Ours runs with dense
-bfloat16 weights and with weight-only 8 and 4 bits; the row says which.
+transformers is measured in bfloat16 and float32, and each row compares with whichever was faster. Ours runs with dense weights
+of the type that is this machine's default, and with weight-only 8 and 4 bits; the row says which.
 """
 
 import random
@@ -24,7 +24,8 @@ from infra_lab.models.fetch import resolve_model
 from infra_lab.sampling_params import SamplingParams
 
 MODEL = "smollm2-135m"
-SCHEMES: dict[str, str | None] = {"bf16": None, "int8": "int8", "int4": "rtn-int4-g32"}
+DENSE = "dense"
+SCHEMES: dict[str, str | None] = {DENSE: None, "int8": "int8", "int4": "rtn-int4-g32"}
 
 
 def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
@@ -87,8 +88,9 @@ def _one_stream(
     for scheme, speed in zip(engines, speeds[len(peers) :], strict=True):
         achieved = engines[scheme].weight_bytes * speed
         note = f"{achieved / 1e9:.1f} of {ceiling / 1e9:.1f} GB/s, {achieved / ceiling:.0%}"
-        target = None if scheme == "bf16" else 2.5
-        rows.append(at_least(f"one stream, {scheme}", speed, "tok/s", f"transformers {name}", best, target, note))
+        target = None if scheme == DENSE else 2.5
+        label = _label("one stream", scheme, engines)
+        rows.append(at_least(label, speed, "tok/s", f"transformers {name}", best, target, note))
     return rows
 
 
@@ -120,7 +122,9 @@ def _mixed_batch(
     peer = f"transformers {name}"
     note = f"of 16-128 tokens in and out; {wanted} wanted, a static padded batch computes {16 * max(lengths)}"
     return [
-        at_least(f"16 mixed, {scheme}", speed, "tok/s", peer, best, 2.0 if scheme == "bf16" else None, note)
+        at_least(
+            _label("16 mixed", scheme, engines), speed, "tok/s", peer, best, 2.0 if scheme == DENSE else None, note
+        )
         for scheme, speed in zip(engines, speeds[len(peers) :], strict=True)
     ]
 
@@ -142,9 +146,25 @@ def _prefill(
     )
     best, name = min(zip(times, peers, strict=False))
     return [
-        at_most(f"prefill 512, {scheme}", seconds, "s", f"transformers {name}", best, 1.1 if scheme == "bf16" else None)
+        at_most(
+            _label("prefill 512", scheme, engines),
+            seconds,
+            "s",
+            f"transformers {name}",
+            best,
+            1.1 if scheme == DENSE else None,
+        )
         for scheme, seconds in zip(engines, times[len(peers) :], strict=True)
     ]
+
+
+def _label(what: str, scheme: str, engines: dict[str, LLM]) -> str:
+    """Name a row; dense weights by their type."""
+    return f"{what}, {_dtype_name(engines[scheme]) if scheme == DENSE else scheme}"
+
+
+def _dtype_name(llm: LLM) -> str:
+    return str(llm.resolved.dtype).removeprefix("torch.")
 
 
 def _peak_memory() -> BenchRow:
@@ -159,10 +179,11 @@ def _peak_memory() -> BenchRow:
         "tokens = llm.resolved.num_kv_blocks * llm.config.block_size // 64\n"
         "params = SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)\n"
         "llm.generate([[7 + i] * (tokens - 100) for i in range(64)], params)\n"
-        "weights = llm.model.config.num_parameters * 2\n"
+        "weights = llm.model.config.num_parameters * llm.resolved.dtype.itemsize\n"
         "used = max(record.used_blocks for record in llm.recorder.steps) / llm.recorder.steps[0].total_blocks\n"
         "pool = llm.kv_memory.num_bytes\n"
-        "print(json.dumps({'peak': peak_memory_bytes(), 'weights': weights, 'pool': pool, 'used': used}))"
+        "dtype = str(llm.resolved.dtype)\n"
+        "print(json.dumps({'peak': peak_memory_bytes(), 'weights': weights, 'pool': pool, 'used': used, 'dtype': dtype}))"
     )
     return at_most(
         "peak memory",
@@ -171,7 +192,7 @@ def _peak_memory() -> BenchRow:
         "weights + KV pool",
         (measured["weights"] + measured["pool"]) / 1e6,
         1.2,
-        "above a process that imported torch; default settings: bf16, "
+        f"above a process that imported torch; default settings: {measured['dtype'].removeprefix('torch.')}, "
         f"KV pool of {measured['pool'] / 1e6:.0f} MB, {measured['used']:.0%} of it in use at the peak",
     )
 

@@ -1,21 +1,22 @@
 """The simulator against the engine that it simulates: the same requests at the same times, on either clock.
 
 The cost model is calibrated on this machine in rounds between the runs (`simulator.calibrate_engine`), on requests of its
-own, so that a machine that gets slower half way does so for both. Nothing is fitted to the runs that are compared.
+own; a run is simulated with what the rounds before and after it say, so that a machine that gets slower half way does so for
+both. Nothing is fitted to the runs that are compared.
 
 Both are timed in CPU time of one thread, and waiting for the next arrival is skipped (`CPUClock`): what other
 programs take of a shared core would be in the measurement, and no simulator could know it. is_wall has the wall clock instead.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import NamedTuple
 
-from infra_lab.bench.shared_model import core_with
 from infra_lab.clock import CPUClock, WallClock
 from infra_lab.engine.core import EngineCore
 from infra_lab.engine.llm import LLM
+from infra_lab.engine.shared_model import core_with
 from infra_lab.scheduler.policies import BatchingPolicy, StaticPolicy
 from infra_lab.simulator.arrivals import PoissonArrivals
 from infra_lab.simulator.calibrate import Calibration, fit_cost
@@ -60,7 +61,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Medians over requests, and over repeats where the run is real."""
+    """Medians over requests, and then over repeats."""
 
     setting: Setting
     ttft_s: float
@@ -79,6 +80,13 @@ class Comparison:
         return self.simulated_tpot_s / self.tpot_s - 1
 
 
+class _Latencies(NamedTuple):
+    """Medians over the requests of one run."""
+
+    ttft_s: float
+    tpot_s: float
+
+
 @dataclass(slots=True)
 class _Runs:
     """One setting's runs."""
@@ -86,18 +94,25 @@ class _Runs:
     setting: Setting
     core: EngineCore
     requests: list[TracedRequest]
-    ttft_s: list[float] = field(default_factory=list)
-    tpot_s: list[float] = field(default_factory=list)
+    real: list[_Latencies] = field(default_factory=list)
+    simulated: list[_Latencies] = field(default_factory=list)
 
-    def compare(self, cost: LinearStepCost) -> Comparison:
-        """Put the simulation beside the runs."""
-        ttft_s, tpot_s = _medians(_simulated(self.core, self.requests, cost))
+    def run(self) -> None:
+        """Serve the requests on the engine."""
+        self.real.append(_latencies(serve_open_loop(self.core, self.requests).report))
+
+    def simulate(self, cost: LinearStepCost) -> None:
+        """Serve them on the simulator."""
+        self.simulated.append(_latencies(_simulated(self.core, self.requests, cost)))
+
+    def compare(self) -> Comparison:
+        """Put the simulations beside the runs."""
         return Comparison(
             setting=self.setting,
-            ttft_s=median(self.ttft_s),
-            tpot_s=median(self.tpot_s),
-            simulated_ttft_s=ttft_s,
-            simulated_tpot_s=tpot_s,
+            ttft_s=median(run.ttft_s for run in self.real),
+            tpot_s=median(run.tpot_s for run in self.real),
+            simulated_ttft_s=median(run.ttft_s for run in self.simulated),
+            simulated_tpot_s=median(run.tpot_s for run in self.simulated),
         )
 
 
@@ -118,27 +133,29 @@ def measure_fidelity(
     is_wall: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Fidelity:
-    """Run each setting for real `repeats` times, calibrate in between, and simulate each with the cost model of all rounds."""
+    """Run each setting for real `repeats` times, calibrating in between, and simulate each run with the costs around it."""
     clock = WallClock() if is_wall else CPUClock()
     with LLM(
         model, clock=clock, device="cpu", num_threads=1, max_model_len=CONTEXT, num_kv_blocks=1024,
         enable_prefix_cache=False,
     ) as llm:  # fmt: skip
-        calibrating = core_with(llm, max_num_seqs=max(s.max_num_seqs for s in settings), max_batched_tokens=CONTEXT)
+        seats = max(setting.max_num_seqs for setting in settings)
+        config = replace(llm.resolved.scheduler, max_num_seqs=seats, max_batched_tokens=CONTEXT)
+        calibrating = core_with(llm, config)
         say(f"{model}: first calibration")
         timed_steps(calibrating)
-        steps = timed_steps(calibrating, seed=1)
-        all_runs = [_prepare(llm, setting, fit_cost(steps).cost, num_requests) for setting in settings]
+        before = timed_steps(calibrating, seed=1)
+        all_runs = [_prepare(llm, setting, fit_cost(before).cost, num_requests) for setting in settings]
+        steps = [*before]
         for repeat in range(repeats):
-            for number, runs in enumerate(all_runs):
+            for runs in all_runs:
                 say(f"{model}: {runs.setting.name}, {repeat + 1} of {repeats}")
-                steps += timed_steps(calibrating, seed=2 + repeat * len(all_runs) + number)
-                ttft_s, tpot_s = _medians(serve_open_loop(runs.core, runs.requests).report)
-                runs.ttft_s.append(ttft_s)
-                runs.tpot_s.append(tpot_s)
-        steps += timed_steps(calibrating, seed=1 << 20)
-    calibration = fit_cost(steps)
-    return Fidelity([runs.compare(calibration.cost) for runs in all_runs], calibration, num_requests)
+                runs.run()
+                after = timed_steps(calibrating, seed=len(steps))
+                runs.simulate(fit_cost(before + after).cost)
+                steps += after
+                before = after
+    return Fidelity([runs.compare() for runs in all_runs], fit_cost(steps), num_requests)
 
 
 def median_error(errors: Iterable[float]) -> float:
@@ -148,12 +165,13 @@ def median_error(errors: Iterable[float]) -> float:
 
 def _prepare(llm: LLM, setting: Setting, cost: LinearStepCost, num_requests: int) -> _Runs:
     """Find the setting's capacity by simulation, and draw requests at its share of that."""
-    core = core_with(
-        llm,
+    config = replace(
+        llm.resolved.scheduler,
         policy=setting.policy,
         max_num_seqs=setting.max_num_seqs,
         max_batched_tokens=setting.max_batched_tokens,
     )
+    core = core_with(llm, config)
     shapes = published_lengths(WORKLOAD, max_total=CONTEXT).draw(num_requests, seed=1)
     at_once = _simulated(core, independent_requests([0.0] * num_requests, shapes), cost)
     arrivals = PoissonArrivals(rate_per_s=setting.load * at_once.requests_per_s)
@@ -174,7 +192,7 @@ def _simulated(core: EngineCore, requests: Sequence[TracedRequest], cost: Linear
     )
 
 
-def _medians(report: SimulationReport) -> tuple[float, float]:
+def _latencies(report: SimulationReport) -> _Latencies:
     assert report.ttft_s is not None
     assert report.tpot_s is not None
-    return report.ttft_s.p50, report.tpot_s.p50
+    return _Latencies(report.ttft_s.p50, report.tpot_s.p50)

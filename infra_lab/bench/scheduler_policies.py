@@ -7,8 +7,8 @@ A trace has the lengths of a published workload (`simulator.lengths`), cut to a 
 
 The engine is timed in CPU time of its one thread, waiting skipped (`CPUClock`).
 
-The bundled model has a context of 1,024, which ShareGPT's lengths fit into, cut; the GPU serves the same, and Azure's
-conversations at 4,096, whose prompts are longer than their answers.
+Both serve ShareGPT's lengths, whose answers are longer than their prompts, and those of Azure's conversations, where it is the
+other way round: cut to the 1,024 that the bundled model has, the latter on the GPU to 4,096.
 
 Every policy has the same seats and the same KV memory, enough that nobody is preempted. The service level is five times what
 a request takes that has the machine to itself, in the time to its first token and between tokens (the scale of AlpaServe, Li
@@ -16,13 +16,14 @@ a request takes that has the machine to itself, in the time to its first token a
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any, NamedTuple, Protocol
 
 from infra_lab.bench.report import BenchRow, at_least, at_most
-from infra_lab.bench.shared_model import core_with
 from infra_lab.clock import CPUClock
 from infra_lab.engine.llm import LLM
+from infra_lab.engine.shared_model import core_with
 from infra_lab.models.config import ModelConfig
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.policies import POLICIES, BatchingPolicy, DynamicPolicy, StaticPolicy
@@ -86,6 +87,7 @@ SHAREGPT = Trace("sharegpt", 1024)
 ALPACA = Trace("alpaca", SHAREGPT.context)
 """Short ones, for a look."""
 AZURE = Trace("azure-conversation", 4096)
+SHORT_AZURE = Trace(AZURE.lengths, SHAREGPT.context)
 
 
 class Served(Protocol):
@@ -119,7 +121,8 @@ class RealEngine:
         self, requests: Sequence[TracedRequest], settings: dict[str, Any], slo: ServiceLevel | None
     ) -> SimulationReport:
         """Serve them on the engine's clock."""
-        return serve_open_loop(core_with(self._llm, **settings), requests, slo=slo).report
+        core = core_with(self._llm, replace(self._llm.resolved.scheduler, **settings))
+        return serve_open_loop(core, requests, slo=slo).report
 
 
 class SimulatedGPU:
@@ -198,15 +201,13 @@ def policy_rows(*, quick: bool, say: Callable[[str], None]) -> list[BenchRow]:
     ) as llm:  # fmt: skip
         say("tiny: calibration, for its capacity and service level")
         seats = 4 if quick else SEATS
-        steps = timed_steps(core_with(llm, max_num_seqs=seats, max_batched_tokens=SHAREGPT.context))
+        config = replace(llm.resolved.scheduler, max_num_seqs=seats, max_batched_tokens=SHAREGPT.context)
+        steps = timed_steps(core_with(llm, config))
+        cost = fit_cost(steps).cost
+        real = [(ALPACA, seats, 1)] if quick else [(SHAREGPT, 64, 2), (SHORT_AZURE, 64, 2)]
         machines: list[tuple[Served, int, int]] = [
-            (
-                RealEngine(llm, fit_cost(steps).cost, ALPACA if quick else SHAREGPT),
-                seats if quick else 64,
-                1 if quick else 2,
-            ),
-            (SimulatedGPU(SHAREGPT), 100 if quick else 1000, 1),
-            (SimulatedGPU(AZURE), 100 if quick else 1000, 1),
+            *((RealEngine(llm, cost, trace), number, repeats) for trace, number, repeats in real),
+            *((SimulatedGPU(trace), 100 if quick else 1000, 1) for trace in (SHAREGPT, AZURE)),
         ]
         for machine, num_requests, repeats in machines:
             say(f"{machine.name}: continuous beside static")

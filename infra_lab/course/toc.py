@@ -74,7 +74,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("3.1", "3_1_operator_libraries", _3, "Kernel libraries", "算子加速库",
             "read a fused kernel and predict what it saves", 60, _GPU),
     Section("3.2", "3_2_engines", _3, "Inference engines compared", "推理引擎对比",
-            "name what an engine does beyond the model, and measure each part", 45, _GPU),
+            "name what an engine does beyond the model, and measure each part", 50, _GPU),
     Section("3.3", "3_3_compilation", _3, "Compilation", "编译优化",
             "fuse a graph and count the launches and bytes that go away", 45, _GPU),
     Section("3.4a", "3_4a_quantization", _3, "Model compression: quantization", "模型压缩：低比特量化",

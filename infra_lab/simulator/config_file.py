@@ -21,6 +21,7 @@ from infra_lab.data import data_path
 from infra_lab.errors import ConfigError, MissingExtraError
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.hf_config import config_from_folder
+from infra_lab.paged_kv.block_manager import PrefixIndexName
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.policies import POLICIES
 from infra_lab.simulator.arrivals import ARRIVALS
@@ -81,6 +82,7 @@ class Engine:
     num_kv_blocks: int
     block_size: int = 16
     enable_prefix_cache: bool = True
+    prefix_index: PrefixIndexName = "hash"
 
     def __post_init__(self) -> None:
         for name in ("num_kv_blocks", "block_size"):
@@ -118,6 +120,7 @@ class Simulation:
             num_kv_blocks=self.engine.num_kv_blocks,
             block_size=self.engine.block_size,
             enable_prefix_cache=self.engine.enable_prefix_cache,
+            prefix_index=self.engine.prefix_index,
             slo=self.slo,
             progress=progress,
         )

@@ -35,16 +35,23 @@ class SimulatedExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Return one token for each chunk that reaches its request's last token, after the plan's time has gone by."""
-        seconds = self._cost.step_s(plan)
+        return self._wait(plan, self._cost.step_s(plan))
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """Let the plan's time begin now, for a device of its own; who asks for the result waits for what is left of it."""
+        end_s = self._clock.now() + self._cost.step_s(plan)
+        return lambda: self._wait(plan, end_s - self._clock.now())
+
+    def _wait(self, plan: StepPlan, seconds: float) -> StepResult:
         if seconds > 0:
             self._clock.sleep(seconds)
         token_ids = [
-            self._next_token(chunk.request)
-            if chunk.start + chunk.num_tokens == len(chunk.request.token_ids)
+            self._next_token(request)
+            if start + num_tokens == len(request.token_ids) and not request.is_finished
             else NO_TOKEN
-            for chunk in plan.chunks
+            for request, start, num_tokens in plan.chunks
         ]
-        return StepResult(token_ids, timings_s={"forward": seconds})
+        return StepResult(token_ids, timings_s={"forward": max(0.0, seconds)})
 
     def close(self) -> None:
         """Nothing is held."""
@@ -61,13 +68,17 @@ def simulated_engine(
     cost: StepCost | None = None,
     clock: Clock | None = None,
     next_token: NextToken = cycling_text,
+    overlap: bool = False,
 ) -> EngineCore:
     """Connect the real scheduler, block manager and step loop to a simulated executor.
 
     Without a clock it runs on a virtual one, so that a run takes as long as the scheduler's arithmetic and reports the
-    times that the cost model says. Raises ConfigError for impossible sizes.
+    times that the cost model says. On a `CPUClock` a step takes the host's own time too, as it was measured, beside or
+    (overlap) during that of the simulated device. Raises ConfigError for impossible sizes.
     """
     clock = clock or VirtualClock()
     blocks = BlockManager(num_kv_blocks, block_size, enable_prefix_cache=enable_prefix_cache)
     executor = SimulatedExecutor(clock, cost or LinearStepCost(), next_token)
-    return EngineCore(Scheduler(config, blocks), executor, tokenizer, vocab_size=vocab_size, clock=clock)
+    return EngineCore(
+        Scheduler(config, blocks), executor, tokenizer, vocab_size=vocab_size, clock=clock, overlap=overlap
+    )

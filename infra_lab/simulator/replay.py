@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import cast
 
 from infra_lab.errors import InvalidRequestError, InvariantError, QueueFullError
-from infra_lab.paged_kv.block_manager import BlockManager
+from infra_lab.paged_kv.block_manager import BlockManager, PrefixIndexName
 from infra_lab.sampling_params import SamplingParams
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.plan import NO_TOKEN, StepPlan, StepResult
@@ -42,6 +42,7 @@ def simulate(
     num_kv_blocks: int,
     block_size: int = 16,
     enable_prefix_cache: bool = True,
+    prefix_index: PrefixIndexName = "hash",
     vocab_size: int = VOCAB_SIZE,
     slo: ServiceLevel | None = None,
     progress: Progress | None = None,
@@ -52,7 +53,7 @@ def simulate(
     Raises ConfigError for an empty workload or impossible sizes.
     """
     check_workload(requests)
-    blocks = BlockManager(num_kv_blocks, block_size, enable_prefix_cache=enable_prefix_cache)
+    blocks = BlockManager(num_kv_blocks, block_size, enable_prefix_cache=enable_prefix_cache, prefix_index=prefix_index)
     replay = _Replay(requests, Scheduler(config, blocks), cost, vocab_size, progress or _say_nothing)
     begin_s = perf_counter()
     with without_garbage_collection():

@@ -5,13 +5,11 @@ from typing import Any
 
 from infra_lab.clock import ComputeClock, VirtualClock
 from infra_lab.data import data_path
-from infra_lab.engine.core import EngineCore
+from infra_lab.engine.shared_model import core_with
 from infra_lab.models.config import ModelConfig
 from infra_lab.models.tokenizer import load_tokenizer
-from infra_lab.paged_kv.block_manager import BlockManager
 from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.policies import BatchingPolicy, DynamicPolicy, StaticPolicy, policy_of
-from infra_lab.scheduler.scheduler import Scheduler
 from infra_lab.simulator.arrivals import PoissonArrivals
 from infra_lab.simulator.cost_roofline import RooflineStepCost
 from infra_lab.simulator.executor import simulated_engine
@@ -142,16 +140,7 @@ def run_batching(
         return serve(core, requests, LIMITS)
     engine = shared_engine("tiny")
     with engine.lock:
-        blocks = BlockManager(engine.llm.core.scheduler.blocks.num_blocks, 16, enable_prefix_cache=False)
-        vocab_size = engine.llm.model.config.vocab_size
-        core = EngineCore(
-            Scheduler(config, blocks),
-            engine.llm.core.executor,
-            engine.llm.tokenizer,
-            vocab_size=vocab_size,
-            clock=ComputeClock(),
-        )
-        return serve(core, requests, LIMITS, progress=told)
+        return serve(core_with(engine.llm, config, ComputeClock()), requests, LIMITS, progress=told)
 
 
 def in_words(run: BatchRun) -> str:

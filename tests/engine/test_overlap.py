@@ -24,7 +24,6 @@ from infra_lab.models.transformer import CausalLM
 from infra_lab.paged_kv.block_manager import BlockCopy
 from infra_lab.scheduler.plan import StepPlan
 from infra_lab.scheduler.policies import POLICIES
-from infra_lab.simulator.executor import SimulatedExecutor
 from tests.engine.drained import assert_drained
 from tests.engine.tiny_engine import TEXTS as ALL_TEXTS
 from tests.engine.tiny_engine import engine
@@ -292,7 +291,9 @@ def test_not_with_speculation() -> None:
 
 
 def test_not_with_an_executor_that_cannot() -> None:
+    class OneAfterTheOther:
+        execute, close = TorchExecutor.execute, TorchExecutor.close
+
     core = engine().core
     with pytest.raises(ConfigError, match=r"launch\(\)"):
-        EngineCore(core.scheduler, SimulatedExecutor.__new__(SimulatedExecutor), core.tokenizer, vocab_size=9,
-                   clock=core.clock, overlap=True)  # fmt: skip
+        EngineCore(core.scheduler, OneAfterTheOther(), core.tokenizer, vocab_size=9, clock=core.clock, overlap=True)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from infra_lab.clock import VirtualClock
 from infra_lab.engine.core import EngineCore
 from infra_lab.errors import ConfigError
 from infra_lab.scheduler.config import SchedulerConfig
+from infra_lab.scheduler.plan import NO_TOKEN
 from infra_lab.simulator.cost import LinearStepCost
 from infra_lab.simulator.executor import simulated_engine
 from infra_lab.simulator.workload import lognormal_shapes
@@ -52,6 +53,38 @@ def test_time_is_the_cost_model_and_nothing_else(llm: LLM) -> None:
     expected = [1 + 5 + 2.5, 1 + 0.5 + 0.25 * 11, 1 + 0.5 + 0.25 * 12]
     assert [step.duration_s for step in core.recorder.steps] == pytest.approx(expected)
     assert core.clock.now() == pytest.approx(sum(expected))
+
+
+@pytest.mark.parametrize("device_s", [1.0, 0.25])
+def test_overlap_hides_the_shorter_of_the_two(llm: LLM, device_s: float) -> None:
+    """A caller that takes half a second between two calls of `step`, which the device need not wait for."""
+    caller_s, num_steps, token_ids = 0.5, 12, {}
+    for overlap in (False, True):
+        core = simulated(llm, cost=LinearStepCost(fixed_s=device_s), overlap=overlap)
+        core.add([1] * 10, SamplingParams(max_tokens=num_steps, temperature=0.0, ignore_eos=True))
+        token_ids[overlap] = []
+        while core.has_work:
+            token_ids[overlap] += [token for delta in core.step() for token in delta.token_ids]
+            core.clock.sleep(caller_s)
+        assert len(core.recorder.steps) == num_steps
+        each_s = max(device_s, caller_s) if overlap else device_s + caller_s
+        # the first step is launched by the call that waits for it, and its caller is the last to be waited for
+        once_s = min(device_s, caller_s) if overlap else 0.0
+        assert core.clock.now() == pytest.approx(num_steps * each_s + once_s)
+    assert token_ids[True] == token_ids[False]
+
+
+def test_who_has_ended_while_the_device_computes_gets_no_token(llm: LLM) -> None:
+    core = simulated(llm, cost=LinearStepCost(fixed_s=1.0), overlap=True)
+    for name in ("goes", "stays"):
+        core.add([1] * 10, PARAMS, request_id=name)
+    core.step()
+    core.abort("goes")
+    assert [delta.request_id for delta in core.step()] == ["stays"]
+    assert core.last_step is not None
+    assert core.last_step[1].token_ids[0] == NO_TOKEN
+    drain(core)
+    assert core.scheduler.blocks.num_free_blocks == 14
 
 
 def test_free_steps_leave_the_clock_alone(llm: LLM) -> None:

@@ -63,7 +63,12 @@ def drawn(number: int, seed: int, rate_per_s: float) -> list[TracedRequest]:
 
 def run(requests: list[TracedRequest], config: SchedulerConfig, cost: Any, **sizes: Any) -> tuple[Any, ...]:
     """All that a replay leaves behind, and how many steps were planned."""
-    blocks = BlockManager(sizes["num_kv_blocks"], sizes["block_size"], enable_prefix_cache=sizes["prefix_cache"])
+    blocks = BlockManager(
+        sizes["num_kv_blocks"],
+        sizes["block_size"],
+        enable_prefix_cache=sizes["prefix_index"] is not None,
+        prefix_index=sizes["prefix_index"] or "hash",
+    )
     simulation = replay._Replay(requests, Scheduler(config, blocks), cost, 250, lambda done, total: None)
     simulation.run()
     blocks.check_integrity([])
@@ -78,19 +83,19 @@ def run(requests: list[TracedRequest], config: SchedulerConfig, cost: Any, **siz
     num_kv_blocks=st.sampled_from([64, 100, 400]),
     block_size=st.sampled_from([1, 4, 16]),
     max_num_seqs=st.integers(1, 6),
-    prefix_cache=st.booleans(),
+    prefix_index=st.sampled_from([None, "hash", "radix"]),
     reservation=st.sampled_from(["paged", "whole"]),
     seed=st.integers(0, 1_000),
 )
 def test_the_same_to_the_last_bit(
     policy: str, number: int, rate_per_s: float, num_kv_blocks: int, block_size: int, max_num_seqs: int,
-    prefix_cache: bool, reservation: Any, seed: int,
+    prefix_index: str | None, reservation: Any, seed: int,
 ) -> None:  # fmt: skip
     requests = drawn(number, seed, rate_per_s)
     config = SchedulerConfig(
         policy=policy, max_model_len=256, max_num_seqs=max_num_seqs, max_batched_tokens=256, kv_reservation=reservation
     )
-    sizes = {"num_kv_blocks": num_kv_blocks, "block_size": block_size, "prefix_cache": prefix_cache}
+    sizes = {"num_kv_blocks": num_kv_blocks, "block_size": block_size, "prefix_index": prefix_index}
     assert run(requests, config, COST, **sizes) == run(requests, config, _StepByStep(COST), **sizes)
 
 
@@ -120,7 +125,7 @@ def test_most_steps_are_not_planned() -> None:
             return super().step_s(plan)
 
     cost = Counting(fixed_s=0.01)
-    report = run(shared_prompts(), config, cost, num_kv_blocks=64, block_size=4, prefix_cache=True)[0]
+    report = run(shared_prompts(), config, cost, num_kv_blocks=64, block_size=4, prefix_index="hash")[0]
     assert report.num_steps > 40
     assert calls == 6, "each request's prompt and last token"
 
@@ -159,7 +164,7 @@ def test_a_planted_bug_is_seen(
     owner: Any, name: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = SchedulerConfig(max_model_len=256, max_num_seqs=4, max_batched_tokens=64)
-    sizes = {"num_kv_blocks": 70, "block_size": 4, "prefix_cache": True}
+    sizes = {"num_kv_blocks": 70, "block_size": 4, "prefix_index": "hash"}
     traces = [(drawn(25, 3, 50.0), COST), (quoted_while_written(), LinearStepCost(fixed_s=0.01))]
     right = [run(requests, config, _StepByStep(cost), **sizes) for requests, cost in traces]
     assert [run(requests, config, cost, **sizes) for requests, cost in traces] == right

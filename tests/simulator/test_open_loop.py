@@ -1,13 +1,14 @@
 """A real engine under an open loop on a virtual clock is the replay, request for request; and what it refuses."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from infra_lab.bench.shared_model import core_with
 from infra_lab.clock import ComputeClock, CPUClock, VirtualClock
 from infra_lab.data import data_path
 from infra_lab.engine.llm import LLM
+from infra_lab.engine.shared_model import core_with
 from infra_lab.errors import ConfigError
 from infra_lab.models.tokenizer import load_tokenizer
 from infra_lab.scheduler.config import SchedulerConfig
@@ -54,7 +55,7 @@ def test_engines_on_one_model_have_their_own_schedulers() -> None:
     requests = [TracedRequest(arrival_s=0.01 * i, spans=(Span(i, 9),), output_tokens=4) for i in range(3)]
     with LLM("tiny", device="cpu", num_kv_blocks=32, clock=CPUClock()) as llm:
         for seats in (1, 3):
-            core = core_with(llm, max_num_seqs=seats)
+            core = core_with(llm, replace(llm.resolved.scheduler, max_num_seqs=seats))
             report = serve_open_loop(core, requests).report
             assert [r.output_tokens for r in report.served] == [4, 4, 4]
             assert max(len(step.chunks) for step in core.recorder.steps) <= seats

@@ -67,6 +67,17 @@ def test_table_and_json(tmp_path: Path) -> None:
     assert "served" not in figures
 
 
+def test_a_tree_finds_more_than_whole_blocks(tmp_path: Path) -> None:
+    chats = {"mean_turns": 3, "system_tokens": 100}
+    cached = {}
+    for index in ("hash", "radix"):
+        content = changed(workload__lengths=None, workload__sessions=chats, engine__prefix_index=index)
+        path = tmp_path / f"{index}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        cached[index] = sum(request.cached_tokens for request in read_simulation(path).run().served)
+    assert 0 < cached["hash"] < cached["radix"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -76,6 +87,7 @@ def test_table_and_json(tmp_path: Path) -> None:
         changed(workload__arrivals={"kind": "diurnal", "rate_per_s": 2, "hourly": [1, 2, 0.5], "period_s": 60}),
         changed(engine__scheduler__policy={"name": "dynamic", "max_wait_s": 0.01, "batch_size": 4}),
         changed(engine__scheduler__policy="static"),
+        changed(engine__prefix_index="radix"),
         changed(cluster={"num_replicas": 2, "routing": "round-robin"}),
         changed(cost={"kind": "roofline", "chip": "A100", "model": "tiny"}),
         changed(cost={"kind": "roofline", "chip": "A100", "model": LLAMA, "weight_bytes": 0.5}),
@@ -122,6 +134,7 @@ def test_traces_are_found_beside_the_file(tmp_path: Path) -> None:
         (changed(engine__scheduler__max_num_seqs=True), "engine.scheduler.max_num_seqs is True"),
         (changed(engine__scheduler__speed=3), "engine.scheduler: unknown field 'speed'"),
         (changed(engine__num_kv_blocks=0), "engine: num_kv_blocks is 0"),
+        (changed(engine__prefix_index="tree"), "engine.prefix_index is 'tree'"),
         (changed(engine__num_kv_blocks=None), "engine: the field 'num_kv_blocks' is missing"),
         (changed(cluster={"num_replicas": 0}), "num_replicas is 0"),
         (changed(cluster={"num_replicas": 2, "routing": "near"}), "cluster.routing is 'near'"),
