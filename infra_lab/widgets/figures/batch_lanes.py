@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from infra_lab.widgets import theme
 from infra_lab.widgets.batching_run import BatchRun
+from infra_lab.widgets.figures.parts import segments
 
 _TOP, _BOTTOM = 34, 46
 _LANES, _STRIP, _GAP = 280, 70, 24
@@ -17,6 +18,7 @@ _TTFT_MS, _GAP_MS = (0.6, 4.4), (-0.2, 3.4)
 """Powers of ten: fixed, so that a curve moves and not its axis."""
 _IDLE_S = 2e-3
 """Between two steps of a real engine lies the loop around it; what is longer is rest."""
+_HOVER = "request %{y}, %{x:.3f} s"
 _MOST_POINTS = 120
 """Of a curve on the right, which is some 200 pixels wide."""
 _TICKS = {0: "1 ms", 1: "10 ms", 2: "100 ms", 3: "1 s", 4: "10 s"}
@@ -36,12 +38,18 @@ def batch_lanes(run: BatchRun) -> Any:
     ttft = [lane.token_times_s[0] - lane.arrival_s for lane in lanes]
     missed = [(index, lane.token_times_s[-1]) for index, lane in enumerate(lanes) if not lane.is_good]
     data = [
-        _segments("waits", theme.MUTED, 2, ((i, lane.arrival_s, lane.admitted_s) for i, lane in enumerate(lanes))),
-        _segments(
-            "prompt", theme.PREFILL, 6, ((i, lane.admitted_s, lane.token_times_s[0]) for i, lane in enumerate(lanes))
+        segments(
+            "waits", theme.MUTED, 2, _HOVER, ((i, lane.arrival_s, lane.admitted_s) for i, lane in enumerate(lanes))
         ),
-        _segments("decodes", theme.DECODE, 4, _decodes(run, run.slo.tpot_s, is_long=False)),
-        _segments("gap over the limit", theme.PREEMPTED, 4, _decodes(run, run.slo.tpot_s, is_long=True)),
+        segments(
+            "prompt",
+            theme.PREFILL,
+            6,
+            _HOVER,
+            ((i, lane.admitted_s, lane.token_times_s[0]) for i, lane in enumerate(lanes)),
+        ),
+        segments("decodes", theme.DECODE, 4, _HOVER, _decodes(run, run.slo.tpot_s, is_long=False)),
+        segments("gap over the limit", theme.PREEMPTED, 4, _HOVER, _decodes(run, run.slo.tpot_s, is_long=True)),
         {
             "type": "scatter",
             "mode": "markers",
@@ -75,26 +83,6 @@ def _decodes(run: BatchRun, limit_s: float, *, is_long: bool) -> Iterator[tuple[
                 start_s = None
         if start_s is not None:
             yield index, start_s, lane.token_times_s[-1]
-
-
-def _segments(name: str, colour: str, width: int, pieces: Iterator[tuple[int, float, float]]) -> dict[str, Any]:
-    # Lists: in a FigureWidget that changes while the browser draws, plotly 7 stumbles over arrays.
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for index, start_s, end_s in pieces:
-        if end_s > start_s:
-            x += [round(start_s, 5), round(end_s, 5), None]
-            y += [index, index, None]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": x,
-        "y": y,
-        "line": {"color": colour, "width": width},
-        "showlegend": bool(x),
-        "hovertemplate": f"request %{{y}}, %{{x:.3f}} s<extra>{name}</extra>",
-    }
 
 
 def _strips(run: BatchRun) -> Iterator[dict[str, Any]]:

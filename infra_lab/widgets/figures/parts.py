@@ -52,6 +52,32 @@ def legend_key(
     }
 
 
+def segments(
+    name: str, colour: str, width: int, hover: str, pieces: Iterable[tuple[Any, float, float]]
+) -> dict[str, Any]:
+    """Return a trace of thick lines: for each piece (lane, start, end) that has a length, one in its lane.
+
+    hover: a template of x and y.
+    """
+    # Lists: in a FigureWidget that changes while the browser draws, plotly 7 stumbles over arrays.
+    x: list[float | None] = []
+    y: list[Any] = []
+    for lane, start, end in pieces:
+        if end > start:
+            x += [round(start, 5), round(end, 5), None]
+            y += [lane, lane, None]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": x,
+        "y": y,
+        "line": {"color": colour, "width": width},
+        "showlegend": bool(x),
+        "hovertemplate": f"{hover}<extra>{name}</extra>",
+    }
+
+
 def si(value: float, unit: str) -> str:
     """Return a number with three digits and an SI prefix: 1.98e12 and "FLOP/s" is "1.98 TFLOP/s"."""
     for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"), (0, ""), (-3, "m"), (-6, "µ"), (-9, "n")):
