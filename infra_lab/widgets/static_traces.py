@@ -60,8 +60,9 @@ def _scatter(axes: Any, trace: dict[str, Any], default: str) -> Any:
         dash = style.DASHES.get(line.get("dash", "solid"), "-")
         drawn = "default" if step is None else f"steps-{step}"
         (entry,) = axes.plot(
-            x, y, color=main, lw=line.get("width", 2) * style.POINT, ls=dash, drawstyle=drawn, alpha=alpha, zorder=z
-        )
+            x, y, color=main, lw=line.get("width", 2) * style.POINT, ls=dash, drawstyle=drawn, alpha=alpha, zorder=z,
+            solid_capstyle="butt",
+        )  # fmt: skip
     if "markers" in mode:
         shape, is_filled = style.symbol(marker.get("symbol") if isinstance(marker.get("symbol"), str) else None)
         colours = _colours(marker.get("color"), main, len(y))
