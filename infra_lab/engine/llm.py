@@ -54,11 +54,10 @@ class LLM:
         """Complete all prompts (texts or token ids), batched continuously; outputs are in the order of the prompts.
 
         One `SamplingParams` for all, or one for each. Raises InvalidRequestError before anything is generated if any
-        of the prompts cannot be served, or while a stream or a program has requests open here.
+        of the prompts cannot be served.
         """
         prompts = _as_list(prompts)
         all_params = self._params_for(prompts, params)
-        self._check_nobody_is_served()
         outputs: dict[str, RequestOutput] = {}
         try:
             for prompt, prompt_params in zip(prompts, all_params, strict=True):
@@ -76,11 +75,7 @@ class LLM:
         return list(outputs.values())
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[OutputDelta]:
-        """Complete one prompt; yield what each step adds. Closing the iterator early ends the request.
-
-        Raises what `generate` raises, when the first delta is asked for.
-        """
-        self._check_nobody_is_served()
+        """Complete one prompt; yield what each step adds. Closing the iterator early ends the request."""
         request_id = self.core.add(self.encode(prompt), params or SamplingParams())
         try:
             for delta in self._run():
@@ -113,14 +108,6 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _check_nobody_is_served(self) -> None:
-        """Who steps the engine gets the deltas: those of others would be lost."""
-        if self.core.scheduler.has_work:
-            raise InvalidRequestError(
-                f"other requests are open on this engine ({len(self.core.scheduler.requests)}), of a stream that was not read "
-                "to its end or of a program that runs; read or close it first, or serve many callers with AsyncEngine"
-            )
 
     def _run(self) -> Iterator[OutputDelta]:
         while self.core.has_work:

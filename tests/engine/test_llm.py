@@ -105,18 +105,6 @@ def test_metrics_add_up(llm: LLM) -> None:
     assert metrics.ttft_s + 9 * metrics.tpot_s == pytest.approx(metrics.e2e_s)
 
 
-def test_nobody_takes_the_deltas_of_an_open_stream(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True)
-    alone = llm.generate(["Once upon"], params)[0].text
-    first, second = llm.stream("Once upon", params), llm.stream("Twice", params)
-    text = next(first).text
-    for refused in (lambda: llm.generate(["Twice"], params), lambda: next(second)):
-        with pytest.raises(InvalidRequestError, match="stream that was not read to its end"):
-            refused()
-    assert text + "".join(delta.text for delta in first) == alone
-    assert llm.generate(["Once upon"], params)[0].text == alone
-
-
 def test_closing_a_stream_frees_its_blocks(llm: LLM) -> None:
     stream = llm.stream(PROMPT, SamplingParams(max_tokens=100, temperature=0.0, n=3))
     next(stream)
