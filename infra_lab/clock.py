@@ -1,6 +1,8 @@
 """Time as a part that can be exchanged: the same scheduler runs on a wall clock and on a virtual one."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -59,6 +61,15 @@ class ComputeClock:
     def sleep(self, seconds: float) -> None:
         """Move on by `seconds`."""
         self._origin_s -= max(0.0, seconds)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is computed meanwhile takes nothing, either."""
+        begin_s = self._elapsed_s()
+        try:
+            yield
+        finally:
+            self._origin_s += self._elapsed_s() - begin_s
 
     def _elapsed_s(self) -> float:
         return time.perf_counter()

@@ -7,7 +7,9 @@ of the type that is this machine's default, and with weight-only 8 and 4 bits; t
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -24,8 +26,8 @@ from infra_lab.models.fetch import resolve_model
 from infra_lab.sampling_params import SamplingParams
 
 MODEL = "smollm2-135m"
-DENSE = "dense"
-SCHEMES: dict[str, str | None] = {DENSE: None, "int8": "int8", "int4": "rtn-int4-g32"}
+QUANTIZED = {"int8": "int8", "int4": "rtn-int4-g32"}
+"""Row names and schemes of `LLM`; beside dense weights, which are named by their type."""
 
 
 def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
@@ -33,19 +35,15 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
     path = resolve_model(MODEL)
     repeats = 2 if quick else 5
     say("loading the peers")
-    peers = {
-        str(dtype).removeprefix("torch."): TransformersPeer(path, dtype) for dtype in (torch.bfloat16, torch.float32)
-    }
-    engines = {
-        name: LLM(MODEL, quantization=scheme, max_model_len=2048, enable_prefix_cache=False, kv_cache_bytes=128 << 20)
-        for name, scheme in SCHEMES.items()
-    }
+    peers = {_name(dtype): TransformersPeer(path, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    dense = _load(None)
+    engines = {_name(dense.resolved.dtype): dense} | {name: _load(scheme) for name, scheme in QUANTIZED.items()}
     rows = [
         *_one_stream(engines, peers, repeats, say),
-        *_mixed_batch(engines, peers, repeats, say),
-        *_prefill(engines, peers, repeats, say),
+        *_mixed_batch(engines, peers, max(2, repeats - 2), say),
+        *_prefill(engines, peers, 2 * repeats, say),
     ]
-    del peers, engines
+    del peers, dense, engines
     say("peak memory, in a fresh process")
     rows.append(_peak_memory())
     say("shell to first token")
@@ -58,113 +56,101 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
     return BenchReport("engine", rows, versions=versions)
 
 
+def _load(scheme: str | None) -> LLM:
+    return LLM(MODEL, quantization=scheme, max_model_len=2048, enable_prefix_cache=False, kv_cache_bytes=128 << 20)
+
+
+class _Times(NamedTuple):
+    """Median seconds of the same work, done in turn."""
+
+    ours: dict[str, float]
+    peer: str
+    """The faster of the peers, and its time."""
+    peer_s: float
+
+
+def _race(
+    engines: dict[str, LLM],
+    peers: dict[str, TransformersPeer],
+    ours: Callable[[LLM], object],
+    theirs: Callable[[TransformersPeer], object],
+    repeats: int,
+) -> _Times:
+    calls = [partial(ours, engine) for engine in engines.values()] + [partial(theirs, peer) for peer in peers.values()]
+    times = medians([partial(_seconds, call) for call in calls], repeats)
+    peer_s, peer = min(zip(times[len(engines) :], peers, strict=True))
+    return _Times(dict(zip(engines, times, strict=False)), f"transformers {peer}", peer_s)
+
+
+def _one_stream(
+    engines: dict[str, LLM], peers: dict[str, TransformersPeer], repeats: int, say: Callable[[str], None]
+) -> Iterator[BenchRow]:
+    say("one stream, 16 tokens in, 96 out")
+    prompt, num_tokens = _prompt(16), 96
+    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    times = _race(
+        engines,
+        peers,
+        lambda llm: llm.generate([prompt], params),
+        lambda peer: peer.generate([prompt], num_tokens),
+        repeats,
+    )
+    ceiling = measure_ceilings("cpu", quick=True).read_bytes_per_s
+    for name, seconds in times.ours.items():
+        speed, target = num_tokens / seconds, 2.5 if name in QUANTIZED else None
+        achieved = engines[name].weight_bytes * speed
+        note = f"{achieved / 1e9:.1f} of {ceiling / 1e9:.1f} GB/s, {achieved / ceiling:.0%}"
+        yield at_least(f"one stream, {name}", speed, "tok/s", times.peer, num_tokens / times.peer_s, target, note)
+
+
+def _mixed_batch(
+    engines: dict[str, LLM], peers: dict[str, TransformersPeer], repeats: int, say: Callable[[str], None]
+) -> Iterator[BenchRow]:
+    say("16 requests, 16-128 tokens in, 16-128 out")
+    rng = random.Random(1)
+    prompts = [_prompt(rng.randint(16, 128), seed) for seed in range(16)]
+    lengths = [rng.randint(16, 128) for _ in range(16)]
+    wanted, longest = sum(lengths), max(lengths)
+    params = [SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True) for length in lengths]
+    times = _race(
+        engines,
+        peers,
+        lambda llm: llm.generate(prompts, params),
+        lambda peer: peer.generate(prompts, longest),  # a static batch runs to its longest; only what was wanted counts
+        repeats,
+    )
+    note = f"of 16-128 tokens in and out; {wanted} wanted, a static padded batch computes {16 * longest}"
+    for name, seconds in times.ours.items():
+        target = None if name in QUANTIZED else 2.0
+        yield at_least(f"16 mixed, {name}", wanted / seconds, "tok/s", times.peer, wanted / times.peer_s, target, note)
+
+
+def _prefill(
+    engines: dict[str, LLM], peers: dict[str, TransformersPeer], repeats: int, say: Callable[[str], None]
+) -> Iterator[BenchRow]:
+    say("prefill of 512 tokens")
+    prompt, params = _prompt(512), SamplingParams(max_tokens=1, temperature=0.0)
+    times = _race(
+        engines, peers, lambda llm: llm.generate([prompt], params), lambda peer: peer.prefill(prompt), repeats
+    )
+    for name, seconds in times.ours.items():
+        target = None if name in QUANTIZED else 1.1
+        yield at_most(f"prefill 512, {name}", seconds, "s", times.peer, times.peer_s, target)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
 def _prompt(num_tokens: int, seed: int = 0) -> list[int]:
     rng = random.Random(seed)
     return [rng.randrange(100, 40_000) for _ in range(num_tokens)]
 
 
-def _one_stream(
-    engines: dict[str, LLM], peers: dict[str, TransformersPeer], repeats: int, say: Callable[[str], None]
-) -> list[BenchRow]:
-    say("one stream, 16 tokens in, 96 out")
-    prompt, num_tokens = _prompt(16), 96
-
-    def ours(llm: LLM) -> float:
-        begin = time.perf_counter()
-        llm.generate([prompt], SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True))
-        return num_tokens / (time.perf_counter() - begin)
-
-    def theirs(peer: TransformersPeer) -> float:
-        begin = time.perf_counter()
-        peer.generate([prompt], num_tokens)
-        return num_tokens / (time.perf_counter() - begin)
-
-    speeds = medians(
-        [*(lambda p=p: theirs(p) for p in peers.values()), *(lambda e=e: ours(e) for e in engines.values())], repeats
-    )
-    best, name = max(zip(speeds, peers, strict=False))
-    ceiling = measure_ceilings("cpu", quick=True).read_bytes_per_s
-    rows = []
-    for scheme, speed in zip(engines, speeds[len(peers) :], strict=True):
-        achieved = engines[scheme].weight_bytes * speed
-        note = f"{achieved / 1e9:.1f} of {ceiling / 1e9:.1f} GB/s, {achieved / ceiling:.0%}"
-        target = None if scheme == DENSE else 2.5
-        label = _label("one stream", scheme, engines)
-        rows.append(at_least(label, speed, "tok/s", f"transformers {name}", best, target, note))
-    return rows
-
-
-def _mixed_batch(
-    engines: dict[str, LLM], peers: dict[str, TransformersPeer], repeats: int, say: Callable[[str], None]
-) -> list[BenchRow]:
-    say("16 requests, 16-128 tokens in, 16-128 out")
-    rng = random.Random(1)
-    prompts = [_prompt(rng.randint(16, 128), seed) for seed in range(16)]
-    lengths = [rng.randint(16, 128) for _ in range(16)]
-    wanted = sum(lengths)
-
-    def ours(llm: LLM) -> float:
-        begin = time.perf_counter()
-        params = [SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True) for length in lengths]
-        llm.generate(prompts, params)
-        return wanted / (time.perf_counter() - begin)
-
-    def theirs(peer: TransformersPeer) -> float:
-        begin = time.perf_counter()
-        peer.generate(prompts, max(lengths))  # a static batch runs to its longest; only what was wanted counts
-        return wanted / (time.perf_counter() - begin)
-
-    speeds = medians(
-        [*(lambda p=p: theirs(p) for p in peers.values()), *(lambda e=e: ours(e) for e in engines.values())],
-        max(2, repeats - 2),
-    )
-    best, name = max(zip(speeds, peers, strict=False))
-    peer = f"transformers {name}"
-    note = f"of 16-128 tokens in and out; {wanted} wanted, a static padded batch computes {16 * max(lengths)}"
-    return [
-        at_least(
-            _label("16 mixed", scheme, engines), speed, "tok/s", peer, best, 2.0 if scheme == DENSE else None, note
-        )
-        for scheme, speed in zip(engines, speeds[len(peers) :], strict=True)
-    ]
-
-
-def _prefill(
-    engines: dict[str, LLM], peers: dict[str, TransformersPeer], repeats: int, say: Callable[[str], None]
-) -> list[BenchRow]:
-    say("prefill of 512 tokens")
-    prompt = _prompt(512)
-
-    def ours(llm: LLM) -> float:
-        begin = time.perf_counter()
-        llm.generate([prompt], SamplingParams(max_tokens=1, temperature=0.0))
-        return time.perf_counter() - begin
-
-    times = medians(
-        [*(lambda p=p: p.prefill_s(prompt) for p in peers.values()), *(lambda e=e: ours(e) for e in engines.values())],
-        2 * repeats,
-    )
-    best, name = min(zip(times, peers, strict=False))
-    return [
-        at_most(
-            _label("prefill 512", scheme, engines),
-            seconds,
-            "s",
-            f"transformers {name}",
-            best,
-            1.1 if scheme == DENSE else None,
-        )
-        for scheme, seconds in zip(engines, times[len(peers) :], strict=True)
-    ]
-
-
-def _label(what: str, scheme: str, engines: dict[str, LLM]) -> str:
-    """Name a row; dense weights by their type."""
-    return f"{what}, {_dtype_name(engines[scheme]) if scheme == DENSE else scheme}"
-
-
-def _dtype_name(llm: LLM) -> str:
-    return str(llm.resolved.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _peak_memory() -> BenchRow:
@@ -182,7 +168,7 @@ def _peak_memory() -> BenchRow:
         "weights = llm.model.config.num_parameters * llm.resolved.dtype.itemsize\n"
         "used = max(record.used_blocks for record in llm.recorder.steps) / llm.recorder.steps[0].total_blocks\n"
         "pool = llm.kv_memory.num_bytes\n"
-        "dtype = str(llm.resolved.dtype)\n"
+        "dtype = str(llm.resolved.dtype).removeprefix('torch.')\n"
         "print(json.dumps({'peak': peak_memory_bytes(), 'weights': weights, 'pool': pool, 'used': used, 'dtype': dtype}))"
     )
     return at_most(
@@ -192,7 +178,7 @@ def _peak_memory() -> BenchRow:
         "weights + KV pool",
         (measured["weights"] + measured["pool"]) / 1e6,
         1.2,
-        f"above a process that imported torch; default settings: {measured['dtype'].removeprefix('torch.')}, "
+        f"above a process that imported torch; default settings: {measured['dtype']}, "
         f"KV pool of {measured['pool'] / 1e6:.0f} MB, {measured['used']:.0%} of it in use at the peak",
     )
 

@@ -1,26 +1,33 @@
 """The simulator against the engine that it simulates: the same requests at the same times, on either clock.
 
-The cost model is calibrated on this machine in rounds between the runs (`simulator.calibrate_engine`), on requests of its
-own; a run is simulated with what the rounds before and after it say, so that a machine that gets slower half way does so for
-both. Nothing is fitted to the runs that are compared.
+A machine that is shared has slow seconds and fast ones. So the cost model that simulates a run is calibrated during that
+run: after each of its steps, while its clock stands, a second engine takes a step of the calibration's own requests
+(`simulator.calibrate_engine`). Both see the same machine, and nothing is fitted to the steps that are compared.
 
-Both are timed in CPU time of one thread, and waiting for the next arrival is skipped (`CPUClock`): what other
-programs take of a shared core would be in the measurement, and no simulator could know it. is_wall has the wall clock instead.
+    run          │ step │      │ step │      │ step │      ──▶ TTFT, TPOT    ─┐
+    calibration  │      │ step │      │ step │      │ step ──▶ cost          │ compared
+    simulation                                    cost, the same requests ──▶ TTFT, TPOT    ─┘
+
+All is timed in CPU time of one thread, and waiting for the next arrival is skipped (`CPUClock`): what other programs take of
+a shared core would be in the measurement, and no simulator could know it.
 """
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from itertools import chain, count
+from statistics import geometric_mean, median
 from typing import NamedTuple
 
-from infra_lab.clock import CPUClock, WallClock
+from infra_lab.clock import CPUClock
 from infra_lab.engine.core import EngineCore
 from infra_lab.engine.llm import LLM
 from infra_lab.engine.shared_model import core_with
+from infra_lab.scheduler.config import SchedulerConfig
 from infra_lab.scheduler.policies import BatchingPolicy, StaticPolicy
 from infra_lab.simulator.arrivals import PoissonArrivals
-from infra_lab.simulator.calibrate import Calibration, fit_cost
-from infra_lab.simulator.calibrate_engine import timed_steps
+from infra_lab.simulator.calibrate import Calibration, TimedStep, fit_cost
+from infra_lab.simulator.calibrate_engine import time_round, timed_steps
 from infra_lab.simulator.cost import LinearStepCost
 from infra_lab.simulator.lengths import published_lengths
 from infra_lab.simulator.open_loop import VOCAB_SIZE, serve_open_loop
@@ -48,6 +55,15 @@ class Setting(NamedTuple):
         policy = self.policy if isinstance(self.policy, str) else self.policy.name
         return f"{policy}, {self.max_num_seqs} seats, {self.max_batched_tokens} tokens, load {self.load:g}"
 
+    def config(self, of_model: SchedulerConfig) -> SchedulerConfig:
+        """For the scheduler."""
+        return replace(
+            of_model,
+            policy=self.policy,
+            max_num_seqs=self.max_num_seqs,
+            max_batched_tokens=self.max_batched_tokens,
+        )
+
 
 SETTINGS = (
     Setting("chunked-prefill", 4, 64, 0.5),
@@ -59,60 +75,39 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Medians over requests, and then over repeats."""
-
-    setting: Setting
-    ttft_s: float
-    tpot_s: float
-    simulated_ttft_s: float
-    simulated_tpot_s: float
-
-    @property
-    def ttft_error(self) -> float:
-        """(simulated - real) / real."""
-        return self.simulated_ttft_s / self.ttft_s - 1
-
-    @property
-    def tpot_error(self) -> float:
-        """(simulated - real) / real."""
-        return self.simulated_tpot_s / self.tpot_s - 1
-
-
-class _Latencies(NamedTuple):
-    """Medians over the requests of one run."""
+class Latencies(NamedTuple):
+    """Of one run: medians over its requests."""
 
     ttft_s: float
     tpot_s: float
 
 
 @dataclass(slots=True)
-class _Runs:
-    """One setting's runs."""
+class Comparison:
+    """One setting's runs, each with its simulation.
+
+    Means over repeats are geometric: the ratio of two is the mean of what each repeat says by itself.
+    """
 
     setting: Setting
-    core: EngineCore
-    requests: list[TracedRequest]
-    real: list[_Latencies] = field(default_factory=list)
-    simulated: list[_Latencies] = field(default_factory=list)
+    real: list[Latencies] = field(default_factory=list)
+    simulated: list[Latencies] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Serve the requests on the engine."""
-        self.real.append(_latencies(serve_open_loop(self.core, self.requests).report))
+    @property
+    def mean(self) -> Latencies:
+        """Of the runs."""
+        return _mean(self.real)
 
-    def simulate(self, cost: LinearStepCost) -> None:
-        """Serve them on the simulator."""
-        self.simulated.append(_latencies(_simulated(self.core, self.requests, cost)))
+    @property
+    def simulated_mean(self) -> Latencies:
+        """Of their simulations."""
+        return _mean(self.simulated)
 
-    def compare(self) -> Comparison:
-        """Put the simulations beside the runs."""
-        return Comparison(
-            setting=self.setting,
-            ttft_s=median(run.ttft_s for run in self.real),
-            tpot_s=median(run.tpot_s for run in self.real),
-            simulated_ttft_s=median(run.ttft_s for run in self.simulated),
-            simulated_tpot_s=median(run.tpot_s for run in self.simulated),
+    @property
+    def errors(self) -> Latencies:
+        """(simulated - real) / real of the means."""
+        return Latencies(
+            *(simulated / real - 1 for simulated, real in zip(self.simulated_mean, self.mean, strict=True))
         )
 
 
@@ -121,6 +116,7 @@ class Fidelity(NamedTuple):
 
     comparisons: list[Comparison]
     calibration: Calibration
+    """Fitted to the steps of all calibrations."""
     num_requests: int
 
 
@@ -130,32 +126,38 @@ def measure_fidelity(
     *,
     num_requests: int,
     repeats: int,
-    is_wall: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Fidelity:
-    """Run each setting for real `repeats` times, calibrating in between, and simulate each run with the costs around it."""
-    clock = WallClock() if is_wall else CPUClock()
-    with LLM(
-        model, clock=clock, device="cpu", num_threads=1, max_model_len=CONTEXT, num_kv_blocks=1024,
-        enable_prefix_cache=False,
-    ) as llm:  # fmt: skip
+    """Run each setting `repeats` times, each time with other requests, and simulate each run."""
+    clock = CPUClock()
+    with _load(model, clock) as llm, _load(model, CPUClock()) as other:
         seats = max(setting.max_num_seqs for setting in settings)
-        config = replace(llm.resolved.scheduler, max_num_seqs=seats, max_batched_tokens=CONTEXT)
-        calibrating = core_with(llm, config)
+        config = replace(other.resolved.scheduler, max_num_seqs=seats, max_batched_tokens=CONTEXT)
+        calibrating, rng = core_with(other, config), random.Random(0)
         say(f"{model}: first calibration")
         timed_steps(calibrating)
-        before = timed_steps(calibrating, seed=1)
-        all_runs = [_prepare(llm, setting, fit_cost(before).cost, num_requests) for setting in settings]
-        steps = [*before]
+        cost = fit_cost(timed_steps(calibrating, seed=1)).cost
+        rounds = chain.from_iterable(time_round(calibrating, rng) for _ in count())
+        all_steps = list[TimedStep]()
+        comparisons = [Comparison(setting) for setting in settings]
         for repeat in range(repeats):
-            for runs in all_runs:
-                say(f"{model}: {runs.setting.name}, {repeat + 1} of {repeats}")
-                runs.run()
-                after = timed_steps(calibrating, seed=len(steps))
-                runs.simulate(fit_cost(before + after).cost)
-                steps += after
-                before = after
-    return Fidelity([runs.compare() for runs in all_runs], fit_cost(steps), num_requests)
+            for comparison in comparisons:
+                setting = comparison.setting
+                say(f"{model}: {setting.name}, {repeat + 1} of {repeats}")
+                core = core_with(llm, setting.config(llm.resolved.scheduler))
+                requests = _requests(core, setting, cost, num_requests, seed=repeat)
+                steps = list[TimedStep]()
+
+                def calibrate(_: int, steps: list[TimedStep] = steps) -> None:
+                    with clock.stopped():
+                        steps.append(next(rounds))
+
+                run = serve_open_loop(core, requests, progress=calibrate)
+                cost = fit_cost(steps).cost
+                comparison.real.append(_latencies(run.report))
+                comparison.simulated.append(_latencies(_simulated(core, requests, cost)))
+                all_steps += steps
+    return Fidelity(comparisons, fit_cost(all_steps), num_requests)
 
 
 def median_error(errors: Iterable[float]) -> float:
@@ -163,20 +165,21 @@ def median_error(errors: Iterable[float]) -> float:
     return median(map(abs, errors))
 
 
-def _prepare(llm: LLM, setting: Setting, cost: LinearStepCost, num_requests: int) -> _Runs:
+def _load(model: str, clock: CPUClock) -> LLM:
+    return LLM(
+        model, clock=clock, device="cpu", num_threads=1, max_model_len=CONTEXT, num_kv_blocks=1024,
+        enable_prefix_cache=False,
+    )  # fmt: skip
+
+
+def _requests(
+    core: EngineCore, setting: Setting, cost: LinearStepCost, num_requests: int, seed: int
+) -> list[TracedRequest]:
     """Find the setting's capacity by simulation, and draw requests at its share of that."""
-    config = replace(
-        llm.resolved.scheduler,
-        policy=setting.policy,
-        max_num_seqs=setting.max_num_seqs,
-        max_batched_tokens=setting.max_batched_tokens,
-    )
-    core = core_with(llm, config)
-    shapes = published_lengths(WORKLOAD, max_total=CONTEXT).draw(num_requests, seed=1)
+    shapes = published_lengths(WORKLOAD, max_total=CONTEXT).draw(num_requests, seed=2 * seed + 1)
     at_once = _simulated(core, independent_requests([0.0] * num_requests, shapes), cost)
     arrivals = PoissonArrivals(rate_per_s=setting.load * at_once.requests_per_s)
-    times_s = arrivals.times_s(num_requests=num_requests, seed=0)
-    return _Runs(setting, core, independent_requests(times_s, shapes))
+    return independent_requests(arrivals.times_s(num_requests=num_requests, seed=2 * seed), shapes)
 
 
 def _simulated(core: EngineCore, requests: Sequence[TracedRequest], cost: LinearStepCost) -> SimulationReport:
@@ -192,7 +195,11 @@ def _simulated(core: EngineCore, requests: Sequence[TracedRequest], cost: Linear
     )
 
 
-def _latencies(report: SimulationReport) -> _Latencies:
+def _latencies(report: SimulationReport) -> Latencies:
     assert report.ttft_s is not None
     assert report.tpot_s is not None
-    return _Latencies(report.ttft_s.p50, report.tpot_s.p50)
+    return Latencies(report.ttft_s.p50, report.tpot_s.p50)
+
+
+def _mean(runs: list[Latencies]) -> Latencies:
+    return Latencies(*map(geometric_mean, zip(*runs, strict=True)))

@@ -1,6 +1,5 @@
 """transformers as a peer: the same weights, its own generate()."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +52,9 @@ class TransformersPeer:
         return generated
 
     @torch.inference_mode()
-    def prefill_s(self, token_ids: list[int]) -> float:
-        """Seconds for one forward pass over a prompt, with logits of the last token and a KV cache, as generate() does."""
-        begin = time.perf_counter()
+    def prefill(self, token_ids: list[int]) -> None:
+        """One forward pass over a prompt, with logits of the last token and a KV cache, as generate() does."""
         self.model(torch.tensor([token_ids]), use_cache=True, logits_to_keep=1)
-        return time.perf_counter() - begin
 
 
 def _config(config: ModelConfig) -> Any:

@@ -35,6 +35,7 @@ CLUSTER_COST = LinearStepCost(fixed_s=0.008, per_token_s=2e-5, per_context_token
 """About what an 8B model takes on one H100."""
 CLUSTER_WORKLOAD = "sharegpt"
 KV_TOKENS = 400_000
+LABELS = ("TTFT", "TPOT")
 
 
 def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
@@ -51,7 +52,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
             fidelity = measure_fidelity(model, SETTINGS[1:3], num_requests=6, repeats=1, say=say)
         else:
             # A step of SmolLM2 takes some thirty times as long.
-            num_requests, repeats = (64, 3) if model == "tiny" else (6, 1)
+            num_requests, repeats = (48, 4) if model == "tiny" else (6, 2)
             fidelity = measure_fidelity(model, num_requests=num_requests, repeats=repeats, say=say)
         rows += fidelity_rows(model, fidelity)
     return BenchReport("simulator", rows, versions={"torch": torch.__version__})
@@ -146,10 +147,7 @@ def fidelity_rows(model: str, fidelity: Fidelity) -> list[BenchRow]:
     comparisons = fidelity.comparisons
     note = f"{model}, {fidelity.num_requests} requests of {WORKLOAD} lengths cut to {CONTEXT}, Poisson"
     rows = []
-    for label, errors in (
-        ("TTFT", [c.ttft_error for c in comparisons]),
-        ("TPOT", [c.tpot_error for c in comparisons]),
-    ):
+    for label, errors in zip(LABELS, zip(*(c.errors for c in comparisons), strict=True), strict=True):
         rows.append(
             at_most(
                 f"{label} error, {model}",
@@ -158,7 +156,7 @@ def fidelity_rows(model: str, fidelity: Fidelity) -> list[BenchRow]:
                 "Vidur's claim",
                 ASKED_ERROR,
                 1.0,
-                f"median of {len(comparisons)} settings; cost fitted to {fidelity.calibration.num_steps} other steps, "
+                f"median of {len(comparisons)} settings; costs fitted to {fidelity.calibration.num_steps} other steps in all, "
                 f"median error {fidelity.calibration.median_error:.1%} of one",
             )
         )
@@ -168,10 +166,7 @@ def fidelity_rows(model: str, fidelity: Fidelity) -> list[BenchRow]:
 
 
 def _setting_rows(comparison: Comparison, note: str) -> Iterator[BenchRow]:
-    for label, simulated, real in (
-        ("TTFT", comparison.simulated_ttft_s, comparison.ttft_s),
-        ("TPOT", comparison.simulated_tpot_s, comparison.tpot_s),
-    ):
+    for label, simulated, real in zip(LABELS, comparison.simulated_mean, comparison.mean, strict=True):
         yield at_most(
             f"  {label}: {comparison.setting.name}", 1e3 * simulated, "ms", "the engine", 1e3 * real, None, note
         )

@@ -14,6 +14,7 @@ not where a penalty or a grammar needs to know them.)
 """
 
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -134,6 +135,14 @@ class EngineCore:
             self._streams[sample.request_id] = OutputStream(sample, public_id, self.tokenizer)
         return public_id
 
+    def follow(self, request_id: str) -> deque[OutputDelta]:
+        """Return a queue that gets all deltas of an open request from now on, whoever steps the engine or ends it."""
+        deltas = deque[OutputDelta]()
+        for stream in self._streams.values():
+            if stream.public_id == request_id:
+                stream.follower = deltas
+        return deltas
+
     def check_prompt(self, token_ids: Sequence[int]) -> None:
         """Raise InvalidRequestError if a token of a prompt is outside the vocabulary."""
         for token_id in token_ids:
@@ -214,7 +223,7 @@ class EngineCore:
     def without_overlap(self) -> Iterator[None]:
         """Run steps one after the other for a while: for who changes what runs by what the latest step has computed.
 
-        A step that was under way is finished first; what it brings to requests that are open is not handed out.
+        A step that was under way is finished first; what it brings goes to who follows its requests, and to nobody else.
         """
         overlap, self._overlap = self._overlap, None
         try:

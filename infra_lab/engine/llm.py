@@ -66,8 +66,13 @@ class LLM:
                 samples = [SampleOutput() for _ in range(prompt_params.n)]
                 text = prompt if isinstance(prompt, str) else None
                 outputs[request_id] = RequestOutput(request_id, text, token_ids, samples)
-            for delta in self._run():
-                outputs[delta.request_id].samples[delta.index].add(delta)
+            num_open = sum(len(output.samples) for output in outputs.values())
+            while num_open:
+                for delta in self._step():
+                    if delta.request_id in outputs:  # others may be under way: open streams, requests of `core.add`
+                        outputs[delta.request_id].samples[delta.index].add(delta)
+                        num_open -= delta.finish_reason is not None
+            self._settle()
         except BaseException:
             for request_id in outputs:
                 self.core.abort(request_id)
@@ -75,12 +80,20 @@ class LLM:
         return list(outputs.values())
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[OutputDelta]:
-        """Complete one prompt; yield what each step adds. Closing the iterator early ends the request."""
+        """Complete one prompt; yield what each step adds. Closing the iterator early ends the request.
+
+        Several streams may be open, and anything else may step the engine meanwhile (`generate`, a program): each gets all
+        that is its own.
+        """
         request_id = self.core.add(self.encode(prompt), params or SamplingParams())
+        deltas = self.core.follow(request_id)
         try:
-            for delta in self._run():
-                if delta.request_id == request_id:
-                    yield delta
+            while deltas or self.core.is_open(request_id):
+                if deltas:
+                    yield deltas.popleft()
+                elif not self.core.failed("a step failed that another call of this engine ran", request_id):
+                    self._step()
+            self._settle()
         finally:
             self.core.abort(request_id)
 
@@ -109,11 +122,16 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _run(self) -> Iterator[OutputDelta]:
-        while self.core.has_work:
-            yield from self.core.step()
-            if held_s := self.core.held_s:
-                self.core.clock.sleep(held_s)
+    def _step(self) -> list[OutputDelta]:
+        deltas = self.core.step()
+        if held_s := self.core.held_s:
+            self.core.clock.sleep(held_s)
+        return deltas
+
+    def _settle(self) -> None:
+        """Where nobody is left, finish the step that overlap has launched for those who have ended."""
+        while self.core.has_work and not self.core.scheduler.has_work:
+            self.core.step()
 
     def _params_for(
         self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None

@@ -1,5 +1,7 @@
 """One sample on its way out: tokens become text, text is watched for stop strings, times are taken."""
 
+from collections import deque
+
 from infra_lab.engine.outputs import OutputDelta, RequestMetrics
 from infra_lab.engine.stop_strings import StopChecker
 from infra_lab.models.detokenizer import IncrementalDetokenizer
@@ -15,6 +17,8 @@ class OutputStream:
         params = request.params
         self.request = request
         self.public_id = public_id
+        self.follower: deque[OutputDelta] | None = None
+        """Gets each delta too."""
         self.metrics = RequestMetrics(request.arrival_s, num_prompt_tokens=request.num_prompt_tokens)
         self._eos_token_ids = tokenizer.eos_token_ids
         self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
@@ -66,7 +70,7 @@ class OutputStream:
         stop_reason: str | int | None,
         error: str | None,
     ) -> OutputDelta:
-        return OutputDelta(
+        delta = OutputDelta(
             self.public_id,
             self.request.sample_index,
             text,
@@ -77,3 +81,6 @@ class OutputStream:
             error,
             self.metrics,
         )
+        if self.follower is not None:
+            self.follower.append(delta)
+        return delta

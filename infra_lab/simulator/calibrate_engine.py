@@ -7,6 +7,7 @@ return: the scheduler, the executor, text, and the recorder.
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 
 from infra_lab.engine.core import EngineCore
 from infra_lab.sampling_params import SamplingParams
@@ -24,11 +25,13 @@ def timed_steps(core: EngineCore, *, rounds: int = 1, seed: int = 0) -> list[Tim
     The engine must have nothing to do, and is left so. Prompts are random, so that the prefix cache has none of them.
     """
     rng = random.Random(seed)
-    steps: list[TimedStep] = []
-    for _ in range(rounds):
-        for size in _sizes(core.scheduler.config.max_num_seqs):
-            steps += _serve(core, size, rng)[1:]
-    return steps
+    return [step for _ in range(rounds) for step in time_round(core, rng)]
+
+
+def time_round(core: EngineCore, rng: random.Random) -> Iterator[TimedStep]:
+    """The steps of one round, each computed when it is asked for: what goes on in between is not timed."""
+    for size in _sizes(core.scheduler.config.max_num_seqs):
+        yield from islice(_serve(core, size, rng), 1, None)
 
 
 def _sizes(largest: int) -> Iterator[int]:
@@ -39,19 +42,16 @@ def _sizes(largest: int) -> Iterator[int]:
     yield largest
 
 
-def _serve(core: EngineCore, num_requests: int, rng: random.Random) -> list[TimedStep]:
+def _serve(core: EngineCore, num_requests: int, rng: random.Random) -> Iterator[TimedStep]:
     blocks, limit = core.scheduler.blocks, core.scheduler.config.max_model_len
     room = min(limit, blocks.num_blocks * blocks.block_size // num_requests)  # so that nobody is preempted
     for _ in range(num_requests):
         output = min(rng.randint(*OUTPUT_TOKENS), room // 2)
         prompt = [rng.choice(_PRINTABLE) for _ in range(rng.randint(1, room - output))]
         core.add(prompt, SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True))
-    steps: list[TimedStep] = []
-    begin = core.clock.now()
     while core.has_work:
+        begin = core.clock.now()
         core.step()
-        record, end = core.recorder.last, core.clock.now()
+        end, record = core.clock.now(), core.recorder.last
         assert record is not None
-        steps.append(TimedStep(shape_of_chunks(record.chunks), end - begin))
-        begin = core.clock.now()  # summing up is no part of a step
-    return steps
+        yield TimedStep(shape_of_chunks(record.chunks), end - begin)

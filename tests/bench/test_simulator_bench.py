@@ -3,7 +3,7 @@
 import pytest
 
 from infra_lab.bench import simulator
-from infra_lab.bench.fidelity import Comparison, Fidelity, Setting, measure_fidelity, median_error
+from infra_lab.bench.fidelity import Comparison, Fidelity, Latencies, Setting, measure_fidelity, median_error
 from infra_lab.data import data_path
 from infra_lab.simulator.calibrate import Calibration
 from infra_lab.simulator.cost import LinearStepCost
@@ -28,20 +28,22 @@ def test_levels_agree_with_ample_memory_and_differ_where_it_is_short() -> None:
 
 
 def test_fidelity_runs_the_engine_and_its_simulation() -> None:
-    fidelity = measure_fidelity("tiny", [Setting("chunked-prefill", 2, 64, 0.5)], num_requests=2, repeats=1)
+    fidelity = measure_fidelity("tiny", [Setting("chunked-prefill", 2, 64, 0.5)], num_requests=2, repeats=2)
     (comparison,) = fidelity.comparisons
-    assert min(comparison.ttft_s, comparison.tpot_s, comparison.simulated_ttft_s, comparison.simulated_tpot_s) > 0
+    assert len(comparison.real) == len(comparison.simulated) == 2
+    assert min(*comparison.mean, *comparison.simulated_mean) > 0
     assert fidelity.calibration.num_steps > 50
 
 
 def test_the_error_is_the_median_of_absolute_ones() -> None:
     comparisons = [
-        Comparison(setting=SETTING, ttft_s=1.0, tpot_s=0.1, simulated_ttft_s=x, simulated_tpot_s=0.1)
+        Comparison(SETTING, [Latencies(1.0, 0.1), Latencies(4.0, 0.1)], [Latencies(x, 0.1), Latencies(4 * x, 0.1)])
         for x in (0.5, 1.1, 1.02)
     ]
-    assert median_error(c.ttft_error for c in comparisons) == pytest.approx(0.1)
+    assert comparisons[0].mean == pytest.approx((2.0, 0.1))
+    assert median_error(c.errors.ttft_s for c in comparisons) == pytest.approx(0.1)
     fidelity = Fidelity(comparisons, Calibration(LinearStepCost(), 99, 0.2, 0.0), 7)
     ttft, tpot, *settings = simulator.fidelity_rows("tiny", fidelity)
     assert (ttft.value, ttft.is_reached) == (pytest.approx(10.0), False)
-    assert (tpot.value, tpot.is_reached) == (0.0, True)
+    assert (tpot.value, tpot.is_reached) == (pytest.approx(0.0), True)
     assert [row.ratio for row in settings[::2]] == pytest.approx([0.5, 1.1, 1.02])

@@ -7,7 +7,7 @@ import pytest
 from infra_lab import SamplingParams
 from infra_lab.engine.outputs import RequestOutput
 from infra_lab.scheduler.policies import POLICIES
-from tests.engine.drained import assert_drained
+from tests.engine.drained import assert_drained, drain
 from tests.engine.tiny_engine import TEXTS, engine
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -87,7 +87,7 @@ def test_cache_salt_keeps_tenants_apart() -> None:
     hits = []
     for salt in ("a", "a", "b"):
         llm.core.add(prompt, GREEDY, cache_salt=salt)
-        deltas = [delta for delta in llm._run() if delta.finish_reason]
+        deltas = [delta for delta in drain(llm) if delta.finish_reason]
         hits.append(deltas[0].metrics.num_cached_tokens)
     assert hits[0] == 0
     assert hits[1] > 0

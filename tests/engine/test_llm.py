@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from infra_lab import LLM, SamplingParams
+from infra_lab.engine.beam_search import beam_search
 from infra_lab.engine.chrome_trace import write_chrome_trace
 from infra_lab.errors import ConfigError, InvalidRequestError, ModelNotFoundError, QueueFullError
 from infra_lab.models.transformer import CausalLM
 from infra_lab.scheduler.plan import StepPlan, StepResult
+from tests.engine.drained import drain
 
 PROMPT = "The built-in function len returns"
 
@@ -112,6 +114,45 @@ def test_closing_a_stream_frees_its_blocks(llm: LLM) -> None:
     blocks = llm.core.scheduler.blocks
     assert blocks.num_free_blocks == blocks.num_blocks
     assert not llm.core.has_work
+
+
+def test_streams_and_whoever_else_steps_the_engine_each_get_their_own(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+    texts = [PROMPT, "def add(a, b):"]
+    alone = [output.text for output in llm.generate(texts, params)]
+    streams = [llm.stream(text, params) for text in texts]
+    got = [[next(stream)] for stream in streams]
+    beam_search(llm, PROMPT, beam_width=2, max_tokens=3)
+    got[0].append(next(streams[0]))
+    llm.core.add(llm.encode("company"), params)
+    assert llm.generate(texts[1], SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True))[0].text
+    for deltas, stream in zip(got, streams, strict=True):
+        deltas += stream
+    assert ["".join(delta.text for delta in deltas) for deltas in got] == alone
+    assert [deltas[-1].finish_reason for deltas in got] == ["length", "length"]
+    assert [len(deltas) for deltas in got] == [30, 30]
+    drain(llm)  # the company
+
+
+def test_a_stream_hears_of_a_step_that_failed_in_another_call() -> None:
+    llm = LLM("tiny", dtype="float32", device="cpu", kv_cache_bytes=32 << 20)
+    stream = llm.stream(PROMPT, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True))
+    first = next(stream)
+    llm.core.executor = _FailsOnce(llm.core.executor)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        llm.generate("another one")
+    last = list(stream)
+    assert [delta.finish_reason for delta in (first, *last)] == [None, "error"]
+    assert last[0].error is not None
+    assert "another call" in last[0].error
+    assert not llm.core.has_work
+    assert greedy(llm)
+
+
+def test_a_stream_hears_of_an_abort_from_outside(llm: LLM) -> None:
+    stream = llm.stream(PROMPT, SamplingParams(temperature=0.0, max_tokens=30, n=2))
+    llm.core.abort(next(stream).request_id)
+    assert [delta.finish_reason for delta in list(stream)[-2:]] == ["abort", "abort"]
 
 
 def test_recorder_tells_what_happened(llm: LLM, tmp_path: Path) -> None:
@@ -230,7 +271,7 @@ def test_a_failing_step_ends_its_requests_and_not_the_engine() -> None:
     ended = llm.core.failed("out of memory, say")
     assert {delta.request_id for delta in ended} == set(ids[:1]) | ({ids[1]} if len(ended) > 2 else set())
     assert all(delta.finish_reason == "error" and delta.error == "out of memory, say" for delta in ended)
-    rest = [delta.request_id for delta in llm._run() if delta.finish_reason]
+    rest = [delta.request_id for delta in drain(llm) if delta.finish_reason]
     assert ids[2] in rest
     assert llm.core.scheduler.blocks.num_free_blocks == llm.core.scheduler.blocks.num_blocks
 
@@ -240,7 +281,7 @@ def test_logits_that_are_not_numbers_end_one_request_only() -> None:
     bias = {token: float("-inf") for token in range(272)}
     bad = llm.core.add([5, 6], SamplingParams(max_tokens=4, logit_bias=bias, n=2))
     good = llm.core.add([5, 6], SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True))
-    endings = {(delta.request_id, delta.index): delta for delta in llm._run() if delta.finish_reason}
+    endings = {(delta.request_id, delta.index): delta for delta in drain(llm) if delta.finish_reason}
     assert endings[bad, 0].finish_reason == "error"
     assert endings[bad, 1].finish_reason == "error"
     assert "ruled out every token" in (endings[bad, 0].error or "")

@@ -24,7 +24,7 @@ from infra_lab.models.transformer import CausalLM
 from infra_lab.paged_kv.block_manager import BlockCopy
 from infra_lab.scheduler.plan import StepPlan
 from infra_lab.scheduler.policies import POLICIES
-from tests.engine.drained import assert_drained
+from tests.engine.drained import assert_drained, drain
 from tests.engine.tiny_engine import TEXTS as ALL_TEXTS
 from tests.engine.tiny_engine import engine
 
@@ -148,7 +148,7 @@ def test_a_failing_step_ends_its_requests_and_the_others_go_on(monkeypatch: pyte
     ended = llm.core.failed("out of memory, say")
     assert sorted(delta.request_id for delta in ended) == first
     assert all(delta.finish_reason == "error" and delta.error == "out of memory, say" for delta in ended)
-    deltas = list(llm._run())
+    deltas = drain(llm)
     alone = engine().generate([TEXTS[4]], GREEDY)[0]
     assert [token for delta in deltas for token in delta.token_ids] == alone.token_ids
     assert {delta.request_id for delta in deltas} == {third}
@@ -213,7 +213,7 @@ def test_an_id_that_is_used_again_while_its_last_step_is_computed() -> None:
         if name == "first":
             llm.core.step()
             llm.core.abort("same")
-    last = [delta for delta in llm._run() if delta.finish_reason][-1]
+    last = [delta for delta in drain(llm) if delta.finish_reason][-1]
     assert last.metrics.first_scheduled_s is not None
     assert last.metrics.first_scheduled_s >= last.metrics.arrival_s + 1.0, "that was the first one's step"
     assert last.metrics.num_output_tokens == 20

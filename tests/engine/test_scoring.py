@@ -9,6 +9,7 @@ from infra_lab.data import data_path
 from infra_lab.engine.scoring import token_logprobs
 from infra_lab.errors import InvalidRequestError
 from infra_lab.paged_kv.kv_memory import KVMemory
+from tests.engine.drained import drain
 
 TEXT = "Return a list of the names in the current scope.  With an object as argument, return its attributes. " * 2
 
@@ -59,4 +60,4 @@ def test_refusals(llm: LLM) -> None:
     llm.core.add([1, 2], SamplingParams(max_tokens=2))
     with pytest.raises(InvalidRequestError, match="1 requests are open"):
         token_logprobs(llm, [1, 2])
-    list(llm._run())
+    drain(llm)

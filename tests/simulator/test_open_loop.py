@@ -71,6 +71,19 @@ def test_sleep_costs_nothing_and_counts(clock: ComputeClock) -> None:
     assert 3600.0 <= clock.now() - begin < 3700.0
 
 
+def test_a_stopped_clock_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed_s = 5.0
+    monkeypatch.setattr(ComputeClock, "_elapsed_s", lambda _: computed_s)
+    clock = ComputeClock()
+    computed_s += 1.0
+    with pytest.raises(ZeroDivisionError), clock.stopped():
+        computed_s += 10.0
+        clock.sleep(0.5)
+        raise ZeroDivisionError
+    computed_s += 2.0
+    assert clock.now() == 3.5
+
+
 def test_turns_are_refused() -> None:
     first = TracedRequest(arrival_s=0.0, spans=(Span(0, 9),), output_tokens=1)
     second = TracedRequest(arrival_s=0.0, spans=(Span(0, 9),), output_tokens=1, follows=0)
