@@ -1,21 +1,21 @@
 """The simulator against the engine that it simulates: the same requests at the same times, on either clock.
 
 A machine that is shared has slow seconds and fast ones. So the cost model that simulates a run is calibrated during that
-run: after each of its steps, while its clock stands, a second engine takes a step of the calibration's own requests
+run: between its steps, while its clock stands, a second engine takes some of the calibration's own requests
 (`simulator.calibrate_engine`). Both see the same machine, and nothing is fitted to the steps that are compared.
 
-    run          │ step │      │ step │      │ step │      ──▶ TTFT, TPOT    ─┐
-    calibration  │      │ step │      │ step │      │ step ──▶ cost          │ compared
-    simulation                                    cost, the same requests ──▶ TTFT, TPOT    ─┘
+    run          32 steps ········ 32 steps ········ 32 steps ···  ──▶ TTFT, TPOT            ◀─┐
+    calibration           8 steps           8 steps                ──▶ cost                    │ compared
+    simulation                                cost, the same requests ──▶ TTFT, TPOT         ◀─┘
 
 All is timed in CPU time of one thread, and waiting for the next arrival is skipped (`CPUClock`): what other programs take of
 a shared core would be in the measurement, and no simulator could know it.
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
+from itertools import chain, count, islice
 from statistics import geometric_mean, median
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ from infra_lab.simulator.workloads import independent_requests
 
 CONTEXT = 512
 WORKLOAD = "sharegpt"
+RUN_STEPS, CALIBRATION_STEPS = 32, 8
+"""How many come in turn."""
 
 
 class Setting(NamedTuple):
@@ -146,23 +148,36 @@ def measure_fidelity(
                 say(f"{model}: {setting.name}, {repeat + 1} of {repeats}")
                 core = core_with(llm, setting.config(llm.resolved.scheduler))
                 requests = _requests(core, setting, cost, num_requests, seed=repeat)
-                steps = list[TimedStep]()
-
-                def calibrate(_: int, steps: list[TimedStep] = steps) -> None:
-                    with clock.stopped():
-                        steps.append(next(rounds))
-
-                run = serve_open_loop(core, requests, progress=calibrate)
-                cost = fit_cost(steps).cost
+                with_run = _CalibrationDuringRun(rounds, clock)
+                run = serve_open_loop(core, requests, progress=with_run.after_step)
+                cost = fit_cost(with_run.steps).cost
                 comparison.real.append(_latencies(run.report))
                 comparison.simulated.append(_latencies(_simulated(core, requests, cost)))
-                all_steps += steps
+                all_steps += with_run.steps
     return Fidelity(comparisons, fit_cost(all_steps), num_requests)
 
 
 def median_error(errors: Iterable[float]) -> float:
     """Of their absolute values."""
     return median(map(abs, errors))
+
+
+class _CalibrationDuringRun:
+    """Takes steps of a calibration, now and then, while the clock of the run stands."""
+
+    def __init__(self, source: Iterator[TimedStep], clock: CPUClock) -> None:
+        self.steps: list[TimedStep] = []
+        self._source, self._clock, self._num_steps = source, clock, 0
+
+    def after_step(self, num_done: int) -> None:
+        """Called after each step of the run."""
+        if self._num_steps % RUN_STEPS == 0:
+            with self._clock.stopped():
+                next(
+                    self._source
+                )  # finds the processor's caches full of the other engine's weights: one step in 32 does
+                self.steps += islice(self._source, CALIBRATION_STEPS)
+        self._num_steps += 1
 
 
 def _load(model: str, clock: CPUClock) -> LLM:

@@ -52,7 +52,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> BenchReport:
             fidelity = measure_fidelity(model, SETTINGS[1:3], num_requests=6, repeats=1, say=say)
         else:
             # A step of SmolLM2 takes some thirty times as long.
-            num_requests, repeats = (48, 4) if model == "tiny" else (6, 2)
+            num_requests, repeats = (32, 5) if model == "tiny" else (6, 2)
             fidelity = measure_fidelity(model, num_requests=num_requests, repeats=repeats, say=say)
         rows += fidelity_rows(model, fidelity)
     return BenchReport("simulator", rows, versions={"torch": torch.__version__})
