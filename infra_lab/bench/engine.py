@@ -78,8 +78,9 @@ def _race(
 ) -> _Times:
     calls = [partial(ours, engine) for engine in engines.values()] + [partial(theirs, peer) for peer in peers.values()]
     times = medians([partial(_seconds, call) for call in calls], repeats)
-    peer_s, peer = min(zip(times[len(engines) :], peers, strict=True))
-    return _Times(dict(zip(engines, times, strict=False)), f"transformers {peer}", peer_s)
+    ours_s, peers_s = times[: len(engines)], times[len(engines) :]
+    peer_s, peer = min(zip(peers_s, peers, strict=True))
+    return _Times(dict(zip(engines, ours_s, strict=True)), f"transformers {peer}", peer_s)
 
 
 def _one_stream(

@@ -106,11 +106,10 @@ class Comparison:
         return _mean(self.simulated)
 
     @property
-    def errors(self) -> Latencies:
-        """(simulated - real) / real of the means."""
-        return Latencies(
-            *(simulated / real - 1 for simulated, real in zip(self.simulated_mean, self.mean, strict=True))
-        )
+    def errors(self) -> tuple[float, float]:
+        """Of TTFT and TPOT: (simulated - real) / real of the means."""
+        ttft, tpot = (simulated / real - 1 for simulated, real in zip(self.simulated_mean, self.mean, strict=True))
+        return ttft, tpot
 
 
 class Fidelity(NamedTuple):

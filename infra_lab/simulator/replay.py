@@ -147,21 +147,16 @@ class _Replay:
         shape_s, shape_of, num_requests = cost.shape_s, StepShape.of_decodes, run.num_requests
         due_s = self._due[0][0] if self._due else math.inf
         times_s: list[float] = []
-        now_s, busy_s, used_block_s = self.now_s, self.busy_s, self.used_block_s  # `_spend`, without a call a step
-        while run.num_steps < num_steps and now_s < due_s:
+        while run.num_steps < num_steps and self.now_s < due_s:
             stretch = run.begin_stretch(num_steps - run.num_steps)
             used, context, before = self._used_blocks(), run.context, len(times_s)
             for _ in range(stretch):
-                step_s = shape_s(shape_of(num_requests, context))
-                now_s += step_s
-                busy_s += step_s
-                used_block_s += used * step_s
-                times_s.append(now_s)
-                if now_s >= due_s:
+                self._spend(shape_s(shape_of(num_requests, context)), used)
+                times_s.append(self.now_s)
+                if self.now_s >= due_s:
                     break
                 context += num_requests
             run.end_stretch(len(times_s) - before)
-        self.now_s, self.busy_s, self.used_block_s = now_s, busy_s, used_block_s
         self.num_steps += run.num_steps
         self.request_steps += run.num_steps * num_requests
         run.close(times_s)
