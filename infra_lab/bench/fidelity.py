@@ -1,8 +1,8 @@
 """The simulator against the engine that it simulates: the same requests at the same times, on either clock.
 
 A machine that is shared has slow seconds and fast ones. So the cost model that simulates a run is calibrated during that
-run: between its steps, while its clock stands, a second engine takes some of the calibration's own requests
-(`simulator.calibrate_engine`). Both see the same machine, and nothing is fitted to the steps that are compared.
+run: between its steps, while its clock stands, a second engine on the same weights takes some of the calibration's own
+requests (`simulator.calibrate_engine`). Both see the same machine, and nothing is fitted to the steps that are compared.
 
     run          32 steps ········ 32 steps ········ 32 steps ···  ──▶ TTFT, TPOT            ◀─┐
     calibration           8 steps           8 steps                ──▶ cost                    │ compared
@@ -131,10 +131,13 @@ def measure_fidelity(
 ) -> Fidelity:
     """Run each setting `repeats` times, each time with other requests, and simulate each run."""
     clock = CPUClock()
-    with _load(model, clock) as llm, _load(model, CPUClock()) as other:
+    with LLM(
+        model, clock=clock, device="cpu", num_threads=1, max_model_len=CONTEXT, num_kv_blocks=1024,
+        enable_prefix_cache=False,
+    ) as llm:  # fmt: skip
         seats = max(setting.max_num_seqs for setting in settings)
-        config = replace(other.resolved.scheduler, max_num_seqs=seats, max_batched_tokens=CONTEXT)
-        calibrating, rng = core_with(other, config), random.Random(0)
+        config = replace(llm.resolved.scheduler, max_num_seqs=seats, max_batched_tokens=CONTEXT)
+        calibrating, rng = core_with(llm, config, CPUClock(), own_memory=True), random.Random(0)
         say(f"{model}: first calibration")
         timed_steps(calibrating)
         cost = fit_cost(timed_steps(calibrating, seed=1)).cost
@@ -177,13 +180,6 @@ class _CalibrationDuringRun:
                 )  # finds the processor's caches full of the other engine's weights: one step in 32 does
                 self.steps += islice(self._source, CALIBRATION_STEPS)
         self._num_steps += 1
-
-
-def _load(model: str, clock: CPUClock) -> LLM:
-    return LLM(
-        model, clock=clock, device="cpu", num_threads=1, max_model_len=CONTEXT, num_kv_blocks=1024,
-        enable_prefix_cache=False,
-    )  # fmt: skip
 
 
 def _requests(
