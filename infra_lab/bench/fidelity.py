@@ -177,7 +177,7 @@ class _CalibrationDuringRun:
             with self._clock.stopped():
                 next(
                     self._source
-                )  # finds the processor's caches full of the other engine's weights: one step in 32 does
+                )  # the processor's caches hold the run's data; that is so for one step of the run in 32
                 self.steps += islice(self._source, CALIBRATION_STEPS)
         self._num_steps += 1
 

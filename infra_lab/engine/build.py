@@ -60,12 +60,10 @@ def build_engine(config: EngineConfig, clock: Clock | None = None) -> Engine:
     if resolved.scheme.recipe.needs_calibration and not isinstance(checkpoint, QuantizedFolder):
         calibrate(model, tokenizer.encode, resolved.scheme.recipe)
     num_blocks = resolved.num_kv_blocks or _blocks_left_on_gpu(config, checkpoint, draft, resolved)
-    kv_memory = KVMemory(
-        num_layers=checkpoint.config.num_layers,
+    kv_memory = KVMemory.of_model(
+        checkpoint.config,
         num_blocks=num_blocks,
         block_size=config.block_size,
-        num_kv_heads=checkpoint.config.num_kv_heads,
-        head_dim=checkpoint.config.head_dim,
         dtype=resolved.kv_dtype,
         device=resolved.device,
     )

@@ -29,13 +29,11 @@ def core_with(llm: LLM, config: SchedulerConfig, clock: Clock | None = None, *, 
 
 
 def _with_own_memory(llm: LLM) -> TorchExecutor:
-    blocks, model, resolved = llm.core.scheduler.blocks, llm.model.config, llm.resolved
-    memory = KVMemory(
-        num_layers=model.num_layers,
+    blocks, resolved = llm.core.scheduler.blocks, llm.resolved
+    memory = KVMemory.of_model(
+        llm.model.config,
         num_blocks=blocks.num_blocks,
         block_size=blocks.block_size,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
         dtype=resolved.kv_dtype,
         device=resolved.device,
     )

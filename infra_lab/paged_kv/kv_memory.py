@@ -5,6 +5,7 @@ In 8 bits each layer has scales besides, [num_blocks, block_size, 2, Hkv] float3
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -48,6 +49,21 @@ class KVMemory:
         self.layers = [_cache(shape, dtype, device) for _ in range(num_layers)]
         self.block_size = block_size
         self._scratch = kernels.cache_parts(self.layers[0])[0][:0]
+
+    @classmethod
+    def of_model(
+        cls, model: ModelConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> Self:
+        """Return memory for all layers of a model."""
+        return cls(
+            num_layers=model.num_layers,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=dtype,
+            device=device,
+        )
 
     def scratch(self, num_blocks: int) -> torch.Tensor:
         """Room to gather that many blocks of one layer, [num_blocks, block_size, 2, Hkv, D]; the next call reuses it."""

@@ -48,15 +48,8 @@ def build_proposer(
     """Connect who proposes to the engine's model and memory. Raises ConfigError for an exit layer that there is not."""
     if draft is not None:
         loaded = load_model(draft, dtype=dtype, device=device, scheme=parse_scheme(None), max_model_len=max_model_len)
-        config = draft.config
-        memory = KVMemory(
-            num_layers=config.num_layers,
-            num_blocks=num_blocks,
-            block_size=kv_memory.block_size,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=dtype,
-            device=device,
+        memory = KVMemory.of_model(
+            draft.config, num_blocks=num_blocks, block_size=kv_memory.block_size, dtype=dtype, device=device
         )
         return DraftModelProposer(loaded, memory, dtype=dtype, device=device)
     if speculation.method == "early-exit":
